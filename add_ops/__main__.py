@@ -1,0 +1,75 @@
+"""``python -m add_ops``: what is installed, which backend answers where, and a self-test of every primitive here.
+
+Exits with 1 if a result differs from the float64 reference.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+import add_ops
+
+from . import _dispatch
+
+TOLERANCE = 1e-5
+
+
+def _self_test(device: str) -> dict[str, float]:
+    """Relative L2 error of each primitive's float32 values and gradients against the float64 reference."""
+    generator = torch.Generator().manual_seed(0)
+    features, teacher = torch.randn(2, 2, 6, 8, 8, generator=generator)
+    views = add_ops.sample_views(3, generator=generator)
+    projections = add_ops.sample_projections(6, 3, generator=generator)
+    primitives = {
+        "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher.to(x)),
+        "view_histogram": lambda x: add_ops.view_histogram(x, views.to(x.device), 4),
+        "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, projections.to(x))[0],
+    }
+
+    def run(primitive: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        values = primitive(x)
+        (grad,) = torch.autograd.grad(values.square().sum(), x)
+        return torch.cat([values.detach().flatten(), grad.flatten()]).cpu().double()
+
+    errors = {}
+    for name, primitive in primitives.items():
+        actual = run(primitive, features.to(device))
+        with add_ops.use_backend("reference"):
+            expected = run(primitive, features.double())
+        errors[name] = float((actual - expected).norm() / expected.norm())
+    return errors
+
+
+def main() -> int:
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    print(f"add_ops {add_ops.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    print(", ".join(f"{package} {installed(package)}" for package in ("torch", "triton", "numpy")))
+    print(f"\nbackend in force: {_dispatch.chosen()}")
+    for name, status in add_ops.backends().items():
+        print(f"  {name:<10} {status}")
+    failed = False
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        print(f"\n{device:<20} {'answered by':<12} error against the float64 reference")
+        answers = _dispatch.answers(device)
+        for name, error in _self_test(device).items():
+            passed = error <= TOLERANCE
+            failed |= not passed
+            verdict = "ok" if passed else f"WRONG (above {TOLERANCE:.0e})"
+            print(f"  {name:<18} {answers[name]:<12} {error:.1e} {verdict}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

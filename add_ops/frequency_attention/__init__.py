@@ -1,0 +1,1 @@
+"""Frequency attention distillation: the spectral distance of two feature maps, its attention map and its loss."""

@@ -1,0 +1,190 @@
+"""The operator ``add_ops::spectral_distance``, and the attention map and loss that stand on its small output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _dispatch
+from .._checks import accumulation, floating, number, one_of, same_device
+from . import reference
+
+DISTANCES = ("l2", "cosine", "gaussian")
+NORMS = ("forward", "backward", "ortho")
+REDUCTIONS = ("sum", "mean", "none")
+
+
+def _fake(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
+    return student.new_empty((student.shape[0], *student.shape[2:]), dtype=accumulation(student, teacher))
+
+
+def _fake_backward(grad: Tensor, student: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(student)
+
+
+_dispatch.define(
+    "spectral_distance(Tensor student, Tensor teacher, str distance, float sigma, str norm) -> Tensor",
+    reference.spectral_distance,
+    _fake,
+)
+_dispatch.define(
+    "spectral_distance_backward(Tensor grad, Tensor student, Tensor teacher, str distance, float sigma, str norm)"
+    " -> Tensor",
+    reference.spectral_distance_backward,
+    _fake_backward,
+)
+_dispatch.refuse_double_backward("spectral_distance_backward")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    student, teacher, *ctx.options = inputs
+    ctx.save_for_backward(student, teacher)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    student, teacher = ctx.saved_tensors
+    op = torch.ops.add_ops.spectral_distance_backward
+    needs_student, needs_teacher = ctx.needs_input_grad[:2]
+    grad_student = op(grad, student, teacher, *ctx.options) if needs_student else None
+    grad_teacher = op(grad, teacher, student, *ctx.options) if needs_teacher else None
+    return grad_student, grad_teacher, None, None, None
+
+
+torch.library.register_autograd(
+    "add_ops::spectral_distance", _backward, setup_context=_setup_context, lib=_dispatch.library
+)
+
+
+def spectral_distance(
+    student: Tensor, teacher: Tensor, distance: str = "l2", sigma: float = 1.0, norm: str = "forward"
+) -> Tensor:
+    """Channel mean of the distance between the 2-D spectra of two feature maps (Le & Woo 2022, frequency attention).
+
+    ``"l2"`` is ``|F_S - F_T|²``; ``"cosine"`` is ``1 - Re(F_S·conj F_T)/(|F_S|·|F_T|)``, 1 with gradient 0 where either
+    coefficient is exactly 0; ``"gaussian"`` is ``1 - exp(-|F_S - F_T|²/(2·sigma²))``, with ``F = fft2(x, norm=norm)``.
+
+    Args:
+        student, teacher: ``(B, C, H, W)``, float16, bfloat16, float32 or float64, any strides; either, both or neither
+            may require a gradient.
+        distance: ``"l2"``, ``"cosine"`` or ``"gaussian"``.
+        sigma: width of the gaussian, > 0, in units of the spectrum.
+        norm: scale of the DFT, torch.fft's words: ``"forward"`` (1/HW), ``"ortho"`` (1/sqrt(HW)), ``"backward"`` (1).
+
+    Returns:
+        ``(B, H, W)``, float32 or the wider input dtype; entry ``[b, 0, 0]`` is the constant (DC) coefficient.
+
+    Raises:
+        TypeError: an input is not a dense floating-point tensor.
+        ValueError: shapes or devices differ, a word is unknown, or ``sigma`` is not a positive number.
+    """
+    floating("student", student, "B C H W")
+    floating("teacher", teacher, "B C H W")
+    if student.shape != teacher.shape:
+        raise ValueError(f"teacher: expected the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}")
+    same_device("teacher", teacher, "student", student)
+    one_of("distance", distance, DISTANCES)
+    number("sigma", sigma, above=0)
+    one_of("norm", norm, NORMS)
+    return torch.ops.add_ops.spectral_distance(student, teacher, distance, sigma, norm)
+
+
+def _attention(mean_distance: Tensor, gamma: float) -> Tensor:
+    # exp stays finite up to 88 in float32 and 709 in float64.
+    limit = 80.0 if mean_distance.dtype == torch.float32 else 700.0
+    return (number("gamma", gamma) * mean_distance.detach()).clamp(max=limit).exp()
+
+
+def frequency_attention_map(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    gamma: float = 1.0,
+    distance: str = "l2",
+    sigma: float = 1.0,
+    norm: str = "forward",
+) -> Tensor:
+    """Attention of every frequency, ``w = exp(gamma · mean_c d)``: how far the student is from the teacher there.
+
+    The exponent is clamped at 80 (700 in float64). No gradient flows through the map.
+
+    Args:
+        student, teacher, distance, sigma, norm: as in :func:`spectral_distance`.
+        gamma: sharpness of the attention, any finite number.
+
+    Returns:
+        ``(B, H, W)``, float32 or the wider input dtype, without gradient.
+
+    Raises:
+        TypeError, ValueError: as :func:`spectral_distance`; also where ``gamma`` is not a finite number.
+    """
+    return _attention(spectral_distance(student.detach(), teacher.detach(), distance, sigma, norm), gamma)
+
+
+def frequency_attention_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    gamma: float = 1.0,
+    distance: str = "l2",
+    sigma: float = 1.0,
+    norm: str = "forward",
+    reduction: str = "sum",
+) -> Tensor:
+    """Frequency attention distillation loss ``mean_b Σ_{c,u,v} w·d`` (Le & Woo 2022).
+
+    The attention ``w`` is :func:`frequency_attention_map`, constant in the gradient. A sample whose loss exceeds the
+    range of the dtype counts as half its largest number and has gradient 0. An empty batch gives 0.
+
+    Args:
+        student, teacher, gamma, distance, sigma, norm: as in :func:`frequency_attention_map`.
+        reduction: over channels and frequencies, ``"sum"`` or ``"mean"``, then the mean over the batch; ``"none"`` is
+            the sum, kept per sample.
+
+    Returns:
+        A scalar, or ``(B,)`` for ``"none"``; float32 or the wider input dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`frequency_attention_map`; also where ``reduction`` is unknown.
+    """
+    one_of("reduction", reduction, REDUCTIONS)
+    mean_distance = spectral_distance(student, teacher, distance, sigma, norm)
+    weighted = _attention(mean_distance, gamma) * mean_distance
+    batch, channels, height, width = student.shape
+    per_sample = weighted.sum((1, 2)) * (1 / (height * width) if reduction == "mean" else channels)
+    per_sample = per_sample.clamp(max=torch.finfo(per_sample.dtype).max / 2)  # so that their mean is finite, too
+    return per_sample if reduction == "none" else (per_sample / max(batch, 1)).sum()
+
+
+class FrequencyAttentionLoss(nn.Module):
+    """:func:`frequency_attention_loss` as a module: same options, ``forward(student, teacher)``."""
+
+    def __init__(
+        self,
+        gamma: float = 1.0,
+        distance: str = "l2",
+        sigma: float = 1.0,
+        norm: str = "forward",
+        reduction: str = "sum",
+    ) -> None:
+        super().__init__()
+        self.gamma = number("gamma", gamma)
+        self.distance = one_of("distance", distance, DISTANCES)
+        self.sigma = number("sigma", sigma, above=0)
+        self.norm = one_of("norm", norm, NORMS)
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return frequency_attention_loss(
+            student,
+            teacher,
+            gamma=self.gamma,
+            distance=self.distance,
+            sigma=self.sigma,
+            norm=self.norm,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, distance={self.distance!r}, norm={self.norm!r}, reduction={self.reduction!r}"

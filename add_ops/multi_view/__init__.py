@@ -1,0 +1,1 @@
+"""Multi-view attention distillation: feature maps as masses binned along random views, and their loss."""

@@ -1,0 +1,372 @@
+"""The operator ``add_ops::view_histogram``, and the multi-view attention loss that stands on its small output."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _dispatch
+from .._checks import accumulation, constant, count, floating, number, one_of, same_device
+from ..sliced_wasserstein.op import project_and_sort_values, random_directions, sample_projections
+from . import reference
+
+COORDINATES = ("index", "unit")
+SLICINGS = ("grid", "points")
+DISTANCES = ("bins", "wasserstein")
+PAIRS = ("all", "sampled")
+
+
+def _fake(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
+    batch = features.shape[0]
+    attention = features.new_empty((batch, views.shape[0], bins), dtype=accumulation(features))
+    return attention, features.new_empty((batch,), dtype=torch.float64)
+
+
+def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(features)
+
+
+_dispatch.define(
+    "view_histogram(Tensor features, Tensor views, SymInt bins, str coordinates) -> (Tensor attention, Tensor energy)",
+    reference.view_histogram,
+    _fake,
+)
+_dispatch.define(
+    "view_histogram_backward(Tensor grad, Tensor features, Tensor views, Tensor attention, Tensor energy,"
+    " str coordinates) -> Tensor",
+    reference.view_histogram_backward,
+    _fake_backward,
+)
+_dispatch.refuse_double_backward("view_histogram_backward")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, views, _, ctx.coordinates = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(features, views, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    features, views, attention, energy = ctx.saved_tensors
+    op = torch.ops.add_ops.view_histogram_backward
+    return op(grad, features, views, attention, energy, ctx.coordinates), None, None, None
+
+
+torch.library.register_autograd(
+    "add_ops::view_histogram", _backward, setup_context=_setup_context, lib=_dispatch.library
+)
+
+
+def sample_views(
+    num_views: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw unit vectors uniformly on the sphere: normalised Gaussians.
+
+    Args:
+        num_views: how many, >= 1.
+        generator: source of the numbers; the draw happens on its device.
+        device: where the result lies; default the generator's device, else the CPU.
+
+    Returns:
+        ``(num_views, 3)``, float32.
+
+    Raises:
+        TypeError, ValueError: ``num_views`` is not an integer >= 1.
+    """
+    return random_directions(count("num_views", num_views), 3, generator, device)
+
+
+def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str = "index") -> Tensor:
+    """Attention vectors: the mass ``x²/Σx²`` of a feature map in equal-width bins along each view (Le & Woo 2022).
+
+    A position is binned by the integer rule, the same on every backend, bit for bit. An all-zero sample has mass 0
+    everywhere; every other row sums to 1. The result is differentiable in ``features`` only: bins carry no gradient.
+
+    Args:
+        features: ``(B, C, H, W)``, float16, bfloat16, float32 or float64, any strides.
+        views: ``(K, 3)`` unit vectors, float32 or float64, on the device of ``features``. On a GPU their length, which
+            does not change the bins, is not checked: that would wait for the device.
+        bins: M >= 1.
+        coordinates: ``"index"`` projects raw indices, ``"unit"`` scales each axis to [-1, 1] first.
+
+    Returns:
+        ``(B, K, M)``, float32 or the wider input dtype.
+
+    Raises:
+        TypeError: a tensor is not dense floating point, or ``bins`` is no integer.
+        ValueError: wrong shape or device, ``bins`` < 1, a view that is not a unit vector, an unknown word.
+    """
+    floating("features", features, "B C H W")
+    _check_views(views, features)
+    count("bins", bins)
+    one_of("coordinates", coordinates, COORDINATES)
+    return torch.ops.add_ops.view_histogram(features, views, bins, coordinates)[0]
+
+
+def _check_views(views: Tensor, features: Tensor) -> None:
+    if not isinstance(views, Tensor) or views.dtype not in (torch.float32, torch.float64):
+        got = views.dtype if isinstance(views, Tensor) else type(views).__name__
+        raise TypeError(f"views: expected a float32 or float64 tensor, got {got}")
+    if views.ndim != 2 or views.shape[1] != 3 or views.shape[0] == 0:
+        raise ValueError(f"views: expected shape (K, 3) with K >= 1, got {tuple(views.shape)}")
+    same_device("views", views, "features", features)
+    constant("views", views)
+    if views.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = views.norm(dim=1)
+        if not bool(((lengths - 1).abs() <= 1e-3).all()):
+            raise ValueError(f"views: expected unit vectors, got lengths {lengths.tolist()}")
+
+
+def multi_view_attention(features: Tensor, views: Tensor, bins: int, *, coordinates: str = "index") -> Tensor:
+    """Attention vectors of a feature map under views; see :func:`view_histogram`, whose public name this is.
+
+    Args:
+        features: ``(B, C, H, W)``. views: ``(K, 3)`` unit vectors. bins: M >= 1. coordinates: ``"index"``, ``"unit"``.
+
+    Returns:
+        ``(B, K, M)``, each row summing to 1; float32 or the wider input dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`view_histogram`.
+    """
+    return view_histogram(features, views, bins, coordinates)
+
+
+def _power_distance(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """``Σ_j |x_j - y_j|^p`` of matching rows: two (..., M) -> (...)."""
+    return (x - y).abs().pow(p).sum(-1)
+
+
+def _binned_wasserstein(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """Exact ``W_p^p`` between histograms on a line of length 1: two (..., M) -> (...).
+
+    The integral over q of |quantile_x(q) - quantile_y(q)|^p, a sum over the merged levels of both cumulative sums.
+    """
+    bins = x.shape[-1]
+    cumulative_x, cumulative_y = x.cumsum(-1), y.cumsum(-1)
+    if p == 1:
+        return _power_distance(cumulative_x[..., :-1], cumulative_y[..., :-1], 1) / bins
+    levels = torch.cat([cumulative_x, cumulative_y], -1).sort(-1).values
+    quantile_x, quantile_y = (
+        torch.searchsorted(cumulative.detach().contiguous(), levels.detach()).clamp(max=bins - 1)
+        for cumulative in (cumulative_x, cumulative_y)
+    )
+    width = torch.diff(levels, prepend=torch.zeros_like(levels[..., :1]))
+    return (width * ((quantile_x - quantile_y).abs().to(width.dtype) / bins).pow(p)).sum(-1)
+
+
+def _all_pairs(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
+    """Distance of every row of x to every row of y, per view: two (B, K, M) -> (K, B, B)."""
+    x, y = x.transpose(0, 1), y.transpose(0, 1)
+    if distance == "wasserstein" and p != 1:
+        batch = x.shape[1]
+        x, y = x[:, :, None].expand(-1, -1, batch, -1), y[:, None].expand(-1, batch, -1, -1)
+        return _binned_wasserstein(x, y, p)
+    scale = 1.0
+    if distance == "wasserstein":
+        scale = 1 / x.shape[-1]
+        x, y = x.cumsum(-1)[..., :-1], y.cumsum(-1)[..., :-1]
+    # The mm form of cdist loses the small distances that the margin is about.
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(x.contiguous(), y.contiguous(), p=float(p), compute_mode=exact).pow(p) * scale
+
+
+def _draw(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A uniformly drawn true column of every row: (B, B) -> (B,); any column where a row has none."""
+    device = generator.device if generator is not None else mask.device
+    chance = torch.rand(mask.shape, generator=generator, device=device).to(mask.device)
+    return torch.where(mask, chance, -1.0).argmax(1)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true entries, 0 where there is none: (K, ...) and (...) -> (K,)."""
+    return torch.where(mask, values, 0).flatten(1).sum(1) / mask.sum().clamp(min=1)
+
+
+def _contrastive(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    p: float,
+    margin: float,
+    distance: str,
+    pairs: str,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """``con(a_S, a_T) + con(a_T, a_S)``, averaged over views: equal labels attract, others repel up to the margin."""
+    same = labels[:, None] == labels[None, :]
+    if pairs == "all":
+        # D is symmetric and every pair is taken: both directions are the same sum.
+        every = _all_pairs(student, teacher, p, distance)
+        return 2 * (_masked_mean(every, same) + _masked_mean((margin - every).clamp(min=0), ~same)).mean()
+    measure = _binned_wasserstein if distance == "wasserstein" else _power_distance
+    total = student.new_zeros(())
+    for x, y in ((student, teacher), (teacher, student)):
+        near, far = (measure(x, y[_draw(mask, generator)], p).t() for mask in (same, ~same))
+        repelled = _masked_mean((margin - far).clamp(min=0), (~same).any(1))
+        total = total + (_masked_mean(near, same.any(1)) + repelled).mean()
+    return total
+
+
+def _check_labels(labels: Tensor, features: Tensor) -> None:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels: expected an integer or boolean tensor, got {got}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"labels: expected shape ({features.shape[0]},), got {tuple(labels.shape)}")
+    same_device("labels", labels, "student", features)
+
+
+def _grid_slices(
+    student: Tensor,
+    teacher: Tensor,
+    views: int | Tensor,
+    bins: int | None,
+    coordinates: str,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    if not isinstance(views, Tensor):
+        views = sample_views(count("views", views), generator=generator, device=student.device)
+    if bins is None:
+        bins = max(math.gcd(student.shape[1], teacher.shape[1]) // 2, 1)
+    attention = [view_histogram(features, views, bins, coordinates) for features in (student, teacher)]
+    return attention[0], attention[1]
+
+
+def _point_slices(
+    student: Tensor, teacher: Tensor, views: int | Tensor, bins: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    if bins is not None:
+        raise ValueError(f"bins: expected None with slicing='points', which has no bins, got {bins}")
+    if student.shape != teacher.shape:
+        expected = f"the student's shape {tuple(student.shape)} with slicing='points'"
+        raise ValueError(f"teacher: expected {expected}, got {tuple(teacher.shape)}")
+    if not isinstance(views, Tensor):
+        views = sample_projections(student.shape[1], count("views", views), generator=generator, device=student.device)
+    points = [features.flatten(2).transpose(1, 2) for features in (student, teacher)]
+    return project_and_sort_values(points[0], views, "views"), project_and_sort_values(points[1], views, "views")
+
+
+def multi_view_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None = None,
+    *,
+    views: int | Tensor = 12,
+    bins: int | None = None,
+    p: float = 2,
+    gamma: float = 100.0,
+    eta: float = 50.0,
+    margin: float = 0.012,
+    slicing: str = "grid",
+    coordinates: str = "index",
+    distance: str = "bins",
+    pairs: str = "all",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Multi-view attention distillation loss (Le & Woo 2022), averaged over the views:
+
+    ``gamma · mean_b D(a_S, a_T) + eta · (con(a_S, a_T) + con(a_T, a_S))``, where ``con(x, y)`` is the mean of
+    ``D(x_i, y_j)`` over same-label pairs plus the mean of ``max(0, margin - D(x_i, y_j))`` over different-label pairs.
+    A pair ``(i, i)`` counts as same-label. A batch of one class keeps the terms that exist; an empty batch gives 0.
+
+    Args:
+        student, teacher: ``(B, C, H, W)``; with ``slicing="grid"`` C, H and W may differ between the two.
+        labels: ``(B,)``, integer or boolean, on the features' device; None drops the contrastive term.
+        views: how many to draw anew, or the views themselves: ``(K, 3)`` unit vectors, or for ``slicing="points"``
+            ``(C, K)`` projections with unit columns.
+        bins: M; default ``gcd(C_S, C_T) // 2``, at least 1. Only for ``slicing="grid"``.
+        p: power of the distance, >= 1.
+        gamma, eta, margin: weights of the two terms, and the contrastive margin, all >= 0.
+        slicing: ``"grid"`` bins the mass of the map over its own indices; ``"points"`` sorts projections of the H·W
+            pixels in channel space (teacher and student of equal shape).
+        coordinates: ``"index"`` or ``"unit"``, see :func:`view_histogram`.
+        distance: ``"bins"`` is ``D = Σ_j |x_j - y_j|^p``; ``"wasserstein"`` the exact ``W_p^p`` between the two
+            histograms over a line of length 1 (bin width 1/M), for ``slicing="grid"``. With ``p != 1`` and
+            ``pairs="all"`` it holds ``K·B²·2M`` numbers at once.
+        pairs: ``"all"`` pairs of the batch, or one positive and one negative ``"sampled"`` per sample, as published.
+        generator: source of the views and of the sampled pairs.
+
+    Returns:
+        A scalar, float32 or the wider input dtype.
+
+    Raises:
+        TypeError: a tensor of the wrong dtype, or an option of the wrong type.
+        ValueError: wrong shapes, devices, bounds or words.
+    """
+    floating("student", student, "B C H W")
+    floating("teacher", teacher, "B C H W")
+    batch = student.shape[0]
+    if teacher.shape[0] != batch:
+        raise ValueError(f"teacher: expected the student's batch size {batch}, got {teacher.shape[0]}")
+    same_device("teacher", teacher, "student", student)
+    if labels is not None:
+        _check_labels(labels, student)
+    _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs)
+    if slicing == "grid":
+        student_slices, teacher_slices = _grid_slices(student, teacher, views, bins, coordinates, generator)
+    else:
+        student_slices, teacher_slices = _point_slices(student, teacher, views, bins, generator)
+    measure = _binned_wasserstein if distance == "wasserstein" else _power_distance
+    loss = gamma * measure(student_slices, teacher_slices, p).mean(1).sum() / max(batch, 1)
+    if labels is None or batch == 0:
+        return loss
+    return loss + eta * _contrastive(student_slices, teacher_slices, labels, p, margin, distance, pairs, generator)
+
+
+def _check_options(
+    p: float, gamma: float, eta: float, margin: float, slicing: str, coordinates: str, distance: str, pairs: str
+) -> None:
+    number("p", p, at_least=1)
+    number("gamma", gamma, at_least=0)
+    number("eta", eta, at_least=0)
+    number("margin", margin, at_least=0)
+    one_of("slicing", slicing, SLICINGS)
+    one_of("coordinates", coordinates, COORDINATES)
+    one_of("distance", distance, DISTANCES)
+    one_of("pairs", pairs, PAIRS)
+    if distance == "wasserstein" and slicing == "points":
+        raise ValueError("distance: expected 'bins' with slicing='points', which has no histograms, got 'wasserstein'")
+
+
+class MultiViewLoss(nn.Module):
+    """:func:`multi_view_loss` as a module: same options, ``forward(student, teacher, labels=None)``."""
+
+    def __init__(
+        self,
+        views: int = 12,
+        bins: int | None = None,
+        p: float = 2,
+        gamma: float = 100.0,
+        eta: float = 50.0,
+        margin: float = 0.012,
+        slicing: str = "grid",
+        coordinates: str = "index",
+        distance: str = "bins",
+        pairs: str = "all",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs)
+        self.options = {
+            "views": count("views", views),
+            "bins": None if bins is None else count("bins", bins),
+            "p": p,
+            "gamma": gamma,
+            "eta": eta,
+            "margin": margin,
+            "slicing": slicing,
+            "coordinates": coordinates,
+            "distance": distance,
+            "pairs": pairs,
+        }
+        self.generator = generator
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+        return multi_view_loss(student, teacher, labels, generator=self.generator, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -1,0 +1,62 @@
+"""The equations of the multi-view slices in plain PyTorch: the oracle, and the backend that answers everywhere.
+
+Le & Woo, AAAI 2022, "Multi-view attention distillation". A feature map is a mass distribution over the grid of its own
+indices n = (c, h, w), P[n] = x[n]^2 / sum x^2. Every view (a direction) projects the grid onto a line, which is cut
+into bins of equal width; the mass of each bin is the view's attention vector.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulation
+
+_SCALE = 2**30
+
+
+def view_bins(shape: tuple[int, int, int], views: Tensor, bins: int, coordinates: str) -> Tensor:
+    """Bin of every position of a (C, H, W) grid under every view: (K, 3) -> (K, C*H*W), int64.
+
+    The rule is in integers, so that every backend gets the same bin, bit for bit: floats would move positions that lie
+    on an edge. Only the direction of a view counts, not its length.
+    """
+    last = torch.tensor(shape, device=views.device) - 1  # largest index of each axis
+    steps = views.double()
+    if coordinates == "unit":
+        steps = torch.where(last > 0, 2 * steps / last, 0)
+    lengths = steps.abs() * last
+    extent = lengths[:, 0] + lengths[:, 1] + lengths[:, 2]
+    quantised = (steps / extent[:, None] * _SCALE).nan_to_num(0, 0, 0).round().long()
+    offset = (quantised.clamp(max=0) * last).sum(1)
+    top = (quantised.abs() * last).sum(1)
+    along = [quantised[:, axis, None] * torch.arange(size, device=views.device) for axis, size in enumerate(shape)]
+    position = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
+    position = position.flatten(1) - offset[:, None]
+    return position * bins // (top[:, None] + 1)
+
+
+def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
+    """Attention vectors (B, K, M) of (B, C, H, W) features under (K, 3) views, and the float64 energy (B,) = sum x^2.
+
+    Sums run in float64: no float32 value overflows or underflows when squared there.
+    """
+    index = view_bins(features.shape[1:], views, bins, coordinates)
+    square = features.double().square().flatten(1)
+    energy = square.sum(1)
+    mass = torch.stack([square.new_zeros(len(square), bins).index_add_(1, row, square) for row in index], 1)
+    attention = mass / torch.where(energy > 0, energy, 1)[:, None, None]
+    return attention.to(accumulation(features)), energy
+
+
+def view_histogram_backward(
+    grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
+) -> Tensor:
+    """Gradient (2 x / energy) * sum_k (g[k, bin_k] - <g[k], a[k]>), in the features' dtype and layout."""
+    index = view_bins(features.shape[1:], views, attention.shape[2], coordinates)
+    grad = grad.to(attention.dtype)
+    centred = grad - (grad * attention).sum(2, keepdim=True)
+    total = sum(centred[:, view].index_select(1, row) for view, row in enumerate(index))
+    scale = torch.where(energy > 0, 2 / energy, 0)[:, None, None, None]
+    gradient = (features * scale).to(attention.dtype) * total.reshape(features.shape)
+    return torch.empty_like(features).copy_(gradient)

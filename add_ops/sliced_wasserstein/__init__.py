@@ -1,0 +1,1 @@
+"""Sliced Wasserstein distance between point sets: project, sort, compare."""
