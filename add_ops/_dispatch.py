@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ library = torch.library.Library("add_ops", "DEF")
 
 _references: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {}
-_missing: dict[str, str] = {"cpp": "this build has no C++ kernels", "triton": "this build has no Triton kernels"}
+_missing: dict[str, str] = {"cpp": "no kernels in this version", "triton": "no kernels in this version"}
 _chosen = one_of("ADD_OPS_BACKEND", os.environ.get("ADD_OPS_BACKEND", "auto"), BACKENDS)
 
 
@@ -65,9 +66,12 @@ def implement(
     _missing.pop(backend, None)
 
 
-def missing(backend: str, reason: str) -> None:
-    """Record why ``backend`` cannot answer on this machine."""
-    _missing[backend] = reason
+def load(backend: str, module: str) -> None:
+    """Import ``module``, which registers kernels of ``backend``; where it cannot be imported, remember why."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        _missing[backend] = f"not built or not installed here ({error})"
 
 
 def _select(name: str, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
