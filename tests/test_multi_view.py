@@ -121,6 +121,14 @@ def test_rows_sum_to_one_and_a_reversed_view_mirrors_the_bins(backend):
     assert_close(view_histogram(features, -views, 9).flip(2), view_histogram(features, views, 9))
 
 
+def test_more_bins_than_any_backend_expects():
+    features, views = torch.randn(2, 3, 2, 2, requires_grad=True), sample_views(2)
+    attention = view_histogram(features, views, 2**20 + 1)
+    torch.testing.assert_close(attention.sum(2), torch.ones(2, 2))
+    (grad,) = torch.autograd.grad(attention.square().sum(), features)
+    assert torch.isfinite(grad).all() and (grad != 0).any()
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_an_all_zero_sample_has_no_mass_and_extreme_scales_do_not_matter(backend, scale):
     features, views = torch.randn(3, 4, 3, 3), sample_views(3)

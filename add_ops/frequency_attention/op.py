@@ -188,3 +188,6 @@ class FrequencyAttentionLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, distance={self.distance!r}, norm={self.norm!r}, reduction={self.reduction!r}"
+
+
+_dispatch.load("cpp", "add_ops.frequency_attention.cpp_kernels")

@@ -370,3 +370,6 @@ class MultiViewLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+_dispatch.load("cpp", "add_ops.multi_view.cpp_kernels")

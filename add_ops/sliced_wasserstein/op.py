@@ -191,3 +191,6 @@ class SlicedWassersteinLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_projections={self.num_projections}, p={self.p}, reduction={self.reduction!r}"
+
+
+_dispatch.load("cpp", "add_ops.sliced_wasserstein.cpp_kernels")

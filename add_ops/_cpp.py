@@ -1,0 +1,28 @@
+"""What the rooms' ``cpp_kernels.py`` share: the compiled module, and tensors as the NumPy views that it takes.
+
+Importing this fails where the package was installed without a compiler; the reference then answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _C as kernels
+
+__all__ = ["kernels", "not_on_cpu", "view"]
+
+
+def view(tensor: Tensor) -> np.ndarray:
+    """A CPU tensor's memory as an array of the same strides; bfloat16, which NumPy lacks, as its bits in uint16."""
+    tensor = tensor.detach().resolve_neg()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def not_on_cpu(*args: Any) -> str | None:
+    """The reason why the C++ kernels cannot take these arguments, or None where they can."""
+    devices = {argument.device.type for argument in args if isinstance(argument, Tensor)} - {"cpu"}
+    return f"it runs on the CPU, and a tensor is on {devices.pop()}" if devices else None

@@ -1,0 +1,47 @@
+"""Calls the C++ kernels of ``csrc/view_histogram.cpp``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from .._checks import accumulation
+from .._cpp import kernels, not_on_cpu, view
+
+
+def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
+    batch = features.shape[0]
+    attention = features.new_empty((batch, views.shape[0], bins), dtype=accumulation(features))
+    energy = features.new_empty((batch,), dtype=torch.float64)
+    unit, threads = coordinates == "unit", torch.get_num_threads()
+    directions = view(views.double().contiguous())
+    kernels.view_histogram(view(features), directions, bins, unit, view(attention), view(energy), threads)
+    return attention, energy
+
+
+def view_histogram_backward(
+    grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
+) -> Tensor:
+    out = torch.empty_like(features)
+    grad, unit, threads = grad.to(attention.dtype).contiguous(), coordinates == "unit", torch.get_num_threads()
+    directions = view(views.double().contiguous())
+    kernels.view_histogram_backward(
+        view(grad), view(features), directions, view(attention), view(energy), unit, view(out), threads
+    )
+    return out
+
+
+def _unsupported(features: Tensor, views: Tensor, bins: int, coordinates: str) -> str | None:
+    most = 2**20
+    return not_on_cpu(features, views) or (f"it takes at most {most} bins, not {bins}" if bins > most else None)
+
+
+def _unsupported_backward(
+    grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
+) -> str | None:
+    return _unsupported(features, views, attention.shape[2], coordinates)
+
+
+_dispatch.implement("view_histogram", "cpp", view_histogram, _unsupported)
+_dispatch.implement("view_histogram_backward", "cpp", view_histogram_backward, _unsupported_backward)

@@ -1,0 +1,53 @@
+// Checks on NumPy arguments that every binding shares. Messages name the argument, what was expected and what was got.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <string>
+#include <vector>
+
+namespace add_ops {
+
+namespace py = pybind11;
+
+// An argument's dtype; bfloat16, which NumPy lacks, arrives as its bits in uint16.
+enum class Dtype { float32, float64, float16, bfloat16, int16, int32, other };
+
+inline Dtype dtype_of(const py::array& array) {
+  const char kind = array.dtype().kind();
+  const auto size = array.itemsize();
+  if (kind == 'f') return size == 4 ? Dtype::float32 : size == 8 ? Dtype::float64 : size == 2 ? Dtype::float16 : Dtype::other;
+  if (kind == 'i') return size == 2 ? Dtype::int16 : size == 4 ? Dtype::int32 : Dtype::other;
+  return kind == 'u' && size == 2 ? Dtype::bfloat16 : Dtype::other;
+}
+
+inline void require_dtype(const py::array& array, const char* name, std::initializer_list<Dtype> allowed, const char* expected) {
+  for (Dtype dtype : allowed)
+    if (dtype_of(array) == dtype) return;
+  throw py::type_error(std::string(name) + ": expected " + expected + ", got " +
+                       py::str(array.dtype()).cast<std::string>());
+}
+
+// An entry of -1 in `shape` accepts any length.
+inline void require_shape(const py::array& array, const char* name, const std::vector<py::ssize_t>& shape) {
+  bool good = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; good && i < shape.size(); ++i) good = shape[i] == -1 || shape[i] == array.shape(static_cast<py::ssize_t>(i));
+  if (good) return;
+  const auto text = [](const py::ssize_t* lengths, size_t count) {
+    std::string out = "(";
+    for (size_t i = 0; i < count; ++i) out += (i ? ", " : "") + (lengths[i] < 0 ? std::string("*") : std::to_string(lengths[i]));
+    return out + ")";
+  };
+  throw py::value_error(std::string(name) + ": expected shape " + text(shape.data(), shape.size()) + ", got " +
+                        text(array.shape(), static_cast<size_t>(array.ndim())));
+}
+
+inline void require_contiguous(const py::array& array, const char* name) {
+  if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + ": expected a C-contiguous array");
+}
+
+inline void require_writeable(const py::array& array, const char* name) {
+  if (!array.writeable()) throw py::value_error(std::string(name) + ": expected a writeable array");
+}
+
+}  // namespace add_ops

@@ -1,0 +1,120 @@
+// The key-index sort of project_and_sort. Compiled once per instruction set.
+#include "project_and_sort.h"
+
+#include <cstring>
+#include <type_traits>
+
+namespace add_ops {
+namespace ADD_OPS_ISA {
+namespace {
+
+constexpr int kRankSort = 128;  // up to so many values, counting the smaller ones is faster than a radix sort
+
+constexpr int kWideDigits = 2048;  // from so many values on, fewer and wider digits win over smaller tables
+
+template <typename Float> struct KeyOf;
+template <> struct KeyOf<float> { using type = uint32_t; };
+template <> struct KeyOf<double> { using type = uint64_t; };
+
+// Floats in order are unsigned integers in order once negative ones are inverted. -0 becomes +0 and every NaN the largest key.
+template <typename Float>
+inline typename KeyOf<Float>::type to_key(Float value) {
+  using Key = typename KeyOf<Float>::type;
+  constexpr Key sign = Key{1} << (8 * sizeof(Key) - 1);
+  const Float positive_zero = value + Float{0};
+  Key bits;
+  std::memcpy(&bits, &positive_zero, sizeof bits);
+  bits = bits & sign ? ~bits : bits | sign;
+  return value == value ? bits : ~Key{0};
+}
+
+template <typename Float>
+inline Float from_key(typename KeyOf<Float>::type key) {
+  using Key = typename KeyOf<Float>::type;
+  constexpr Key sign = Key{1} << (8 * sizeof(Key) - 1);
+  const Key bits = key & sign ? key & ~sign : ~key;
+  Float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Each value's place in the sorted row is the number of smaller ones. False, with nothing changed, if two are equal.
+template <typename Float, typename Index>
+bool rank_sort(int n, Float* values, Index* index) {
+  using Key = typename KeyOf<Float>::type;
+  using Order = std::make_signed_t<Key>;  // signed comparison is the one that vector units have
+  constexpr Key flip = Key{1} << (8 * sizeof(Key) - 1);
+  Order keys[kRankSort], rank[kRankSort] = {};
+  for (int i = 0; i < n; ++i) keys[i] = static_cast<Order>(to_key(values[i]) ^ flip);
+  const int padded = (n + 15) / 16 * 16;
+  for (int i = n; i < padded; ++i) keys[i] = 0;
+  for (int j = 0; j < n; ++j) {
+    const Order key = keys[j];
+    for (int i = 0; i < padded; ++i) rank[i] += key < keys[i];
+  }
+  Order sum = 0;
+  for (int i = 0; i < n; ++i) sum += rank[i];
+  if (sum != n * (n - 1) / 2) return false;
+  for (int i = 0; i < n; ++i) {
+    values[rank[i]] = from_key<Float>(static_cast<Key>(keys[i]) ^ flip);
+    index[rank[i]] = static_cast<Index>(i);
+  }
+  return true;
+}
+
+// Least significant digit first; a digit that all keys share is skipped.
+template <int Bits, typename Float, typename Index>
+void radix_sort(int64_t n, Float* values, Index* index, Keyed<typename KeyOf<Float>::type>* from,
+                Keyed<typename KeyOf<Float>::type>* to) {
+  using Key = typename KeyOf<Float>::type;
+  constexpr int digits = (8 * sizeof(Key) + Bits - 1) / Bits, size = 1 << Bits;
+  int32_t count[digits][size] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const Key key = to_key(values[i]);
+    from[i].key = key;
+    from[i].place = static_cast<int32_t>(i);
+    for (int d = 0; d < digits; ++d) ++count[d][key >> (Bits * d) & (size - 1)];
+  }
+  for (int d = 0; d < digits; ++d) {
+    int32_t* next = count[d];
+    if (next[from[0].key >> (Bits * d) & (size - 1)] == n) continue;
+    int32_t sum = 0;
+    for (int digit = 0; digit < size; ++digit) {
+      const int32_t here = next[digit];
+      next[digit] = sum;
+      sum += here;
+    }
+    for (int64_t i = 0; i < n; ++i) to[next[from[i].key >> (Bits * d) & (size - 1)]++] = from[i];
+    auto* swap = from;
+    from = to;
+    to = swap;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    values[i] = from_key<Float>(from[i].key);
+    index[i] = static_cast<Index>(from[i].place);
+  }
+}
+
+template <typename Float, typename Index>
+void sort_all(int64_t count, int64_t n, Float* values, Index* index, void* scratch) {
+  auto* keyed = static_cast<Keyed<typename KeyOf<Float>::type>*>(scratch);
+  for (int64_t row = 0; row < count; ++row, values += n, index += n) {
+    if (n <= kRankSort && rank_sort(static_cast<int>(n), values, index)) continue;
+    if (n < kWideDigits)
+      radix_sort<8>(n, values, index, keyed, keyed + n);
+    else
+      radix_sort<11>(n, values, index, keyed, keyed + n);
+  }
+}
+
+}  // namespace
+
+void sort_rows(bool wide, bool short_index, int64_t count, int64_t n, void* values, void* index, void* scratch) {
+  if (wide && short_index) return sort_all(count, n, static_cast<double*>(values), static_cast<int16_t*>(index), scratch);
+  if (wide) return sort_all(count, n, static_cast<double*>(values), static_cast<int32_t*>(index), scratch);
+  if (short_index) return sort_all(count, n, static_cast<float*>(values), static_cast<int16_t*>(index), scratch);
+  sort_all(count, n, static_cast<float*>(values), static_cast<int32_t*>(index), scratch);
+}
+
+}  // namespace ADD_OPS_ISA
+}  // namespace add_ops

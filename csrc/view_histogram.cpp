@@ -1,0 +1,415 @@
+// view_histogram: plans the boxes and the views, shares the work among threads, and binds to Python.
+#include "view_histogram.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <memory>
+
+#include "arrays.h"
+#include "parallel.h"
+
+namespace add_ops {
+namespace {
+
+constexpr int kLanes = kRowBytes / sizeof(float);  // the most samples in a row
+
+struct Problem {
+  Feature type;
+  Array features, out;
+  int64_t batch, length[3];  // the axes as they are: C, H, W
+  bool wide() const { return type == Feature::float64; }
+  int lanes() const { return wide() ? kLanes / 2 : kLanes; }
+  int64_t groups() const { return (batch + lanes() - 1) / lanes(); }
+  int64_t positions() const { return length[0] * length[1] * length[2]; }
+};
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The length of equal pieces of `length`, none longer than `most`.
+int64_t even_piece(int64_t length, int64_t most) { return ceil_divide(length, ceil_divide(length, most)); }
+
+// Integer steps of a view along C, H, W; the rounding is part of the definition, so no operation here may be fused.
+void integer_steps(const double* direction, const int64_t* length, bool unit, int64_t* step) {
+  double s[3], reach = 0;
+  for (int i = 0; i < 3; ++i) {
+    s[i] = !unit ? direction[i] : length[i] == 1 ? 0 : 2 * direction[i] / static_cast<double>(length[i] - 1);
+    reach += std::fabs(s[i]) * static_cast<double>(length[i] - 1);
+  }
+  for (int i = 0; i < 3; ++i) step[i] = reach == 0 ? 0 : static_cast<int64_t>(std::nearbyint(s[i] / reach * 0x1p30));
+}
+
+void fill_table(const Grid& grid, const View& view, const BoxShape& shape, bool sorted, BoxTable& table) {
+  table.corner = 0;
+  for (int i = 0; i < 3; ++i) table.corner += std::min<int64_t>(view.step[i], 0) * (shape.extent[i] - 1);
+  uint64_t keys[kBox];  // t < 2^40 above the position
+  int count = 0;
+  for (int64_t i = 0; i < shape.extent[0]; ++i)
+    for (int64_t j = 0; j < shape.extent[1]; ++j)
+      for (int64_t k = 0; k < shape.extent[2]; ++k, ++count)
+        keys[count] = static_cast<uint64_t>(view.step[0] * i + view.step[1] * j + view.step[2] * k - table.corner) << 8 |
+                      static_cast<uint64_t>(count);
+  if (sorted) std::sort(keys, keys + count);
+  for (int i = 0; i < kBox; ++i) {
+    const uint64_t key = keys[i < count ? i : 0];
+    table.t[i] = static_cast<int64_t>(key >> 8);
+    table.row[i] = static_cast<uint16_t>((key & 255) * kRowBytes);
+    table.level[i] = static_cast<uint32_t>(static_cast<double>(table.t[i] * grid.bins) * view.scale);
+  }
+  table.level[kBox] = table.level[0];
+}
+
+// A Grid with the arrays that it points into.
+struct Plan {
+  Grid grid;
+  std::vector<View> views;
+  std::unique_ptr<BoxTable[]> tables;
+
+  Plan(const Problem& p, const double* directions, int64_t count, int64_t bins, bool unit, bool sorted, int threads) : views(count) {
+    int axes[3] = {0, 1, 2};
+    const auto reach = [&](int a) { return p.length[a] == 1 ? INT64_MAX : std::abs(p.features.stride[a]); };
+    std::stable_sort(axes, axes + 3, [&](int a, int b) { return reach(a) > reach(b); });
+    for (int i = 0; i < 3; ++i) {
+      grid.length[i] = p.length[axes[i]];
+      features.stride[i] = p.features.stride[axes[i]];
+      out.stride[i] = p.out.stride[axes[i]];
+    }
+    features.data = p.features.data, features.batch_stride = p.features.batch_stride;
+    out.data = p.out.data, out.batch_stride = p.out.batch_stride;
+    choose_boxes(sorted ? 32 : 64);
+
+    grid.bins = bins;
+    grid.views = static_cast<int>(count);
+    for (int64_t k = 0; k < count; ++k) {
+      View& view = views[k];
+      int64_t step[3], total = 0;
+      integer_steps(directions + 3 * k, p.length, unit, step);
+      view.base = 0;
+      double box_bins = 0;
+      for (int i = 0; i < 3; ++i) {
+        view.step[i] = step[axes[i]];
+        view.base -= std::min<int64_t>(view.step[i], 0) * (grid.length[i] - 1);
+        total += std::abs(view.step[i]) * (grid.length[i] - 1);
+        box_bins += static_cast<double>(std::abs(view.step[i]) * (grid.box[i] - 1));
+      }
+      view.divisor = total + 1;
+      box_bins = box_bins * static_cast<double>(bins) / static_cast<double>(view.divisor) + 2;
+      view.exact = box_bins > kBox;
+      view.shift = 31;
+      while (view.shift > 1 && std::ldexp(box_bins, view.shift) >= 0x1p32) --view.shift;
+      view.scale = std::ldexp(1.0, view.shift) / static_cast<double>(view.divisor);
+    }
+    tables.reset(new BoxTable[kShapes * count]);
+    grid.view = views.data();
+    grid.table = tables.get();
+    parallel_for(count, threads, [&](int64_t k, int) {
+      for (int shape = 0; shape < kShapes; ++shape)
+        if (grid.shape[shape].count > 0) fill_table(grid, views[k], grid.shape[shape], sorted, tables[shape * count + k]);
+    });
+  }
+
+  Array features, out;  // with their strides in the grid's order
+
+  int64_t boxes() const { return grid.boxes[0] * grid.boxes[1] * grid.boxes[2]; }
+
+ private:
+  // Compact boxes meet few bins along every view, which the forward likes; long ones read and write memory in order.
+  void choose_boxes(int64_t longest) {
+    int64_t box[3], room = kBox;
+    box[2] = even_piece(grid.length[2], grid.length[2] <= 64 ? longest : longest / 2);
+    room /= box[2];
+    box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], std::max<int64_t>(room / 4, 1) * 2);
+    room /= box[1];
+    box[0] = even_piece(grid.length[0], room);
+    for (int i = 0; i < 3; ++i) {
+      grid.box[i] = static_cast<int>(box[i]);
+      grid.boxes[i] = ceil_divide(grid.length[i], box[i]);
+    }
+    for (int cut = 0; cut < kShapes; ++cut) {
+      BoxShape& shape = grid.shape[cut];
+      shape.count = 1;
+      for (int i = 0; i < 3; ++i) {
+        const int64_t tail = grid.length[i] % box[i];
+        shape.extent[i] = static_cast<int>(cut >> i & 1 ? tail : box[i]);
+        shape.count *= shape.extent[i];
+      }
+      shape.run = 1;
+      for (int i = 2; i >= 0; --i) {
+        if (features.stride[i] != shape.run || out.stride[i] != shape.run) {
+          if (shape.extent[i] != 1) break;
+          continue;
+        }
+        shape.run *= shape.extent[i];
+        if (shape.extent[i] != grid.length[i]) break;
+      }
+    }
+  }
+};
+
+// Aligned scratch memory, uninitialised: each page is first written by the thread that uses it.
+using Scratch = std::unique_ptr<char[], void (*)(char*)>;
+Scratch make_scratch(int64_t rows) {
+  constexpr auto alignment = std::align_val_t{kRowBytes};
+  return {static_cast<char*>(::operator new[](static_cast<size_t>(rows) * kRowBytes, alignment)),
+          [](char* p) { ::operator delete[](p, std::align_val_t{kRowBytes}); }};
+}
+
+// The boxes are cut into parts, each summed into rows of its own: only of the bins that it can reach.
+struct Part {
+  int64_t begin, end, rows;
+  std::vector<int64_t> offset;                         // (views,) of bin 0, so possibly before the part's rows
+  std::vector<std::pair<int64_t, int64_t>> reachable;  // (views,) bins [first, last)
+};
+
+Part make_part(const Grid& grid, int64_t begin, int64_t end) {
+  Part part{begin, end, 0, {}, {}};
+  int64_t low[3] = {0, 0, 0}, high[3] = {grid.boxes[0] - 1, grid.boxes[1] - 1, grid.boxes[2] - 1};
+  int64_t inner = grid.boxes[1] * grid.boxes[2], first = begin, last = end - 1;
+  for (int i = 0; i < 3; ++i) {
+    low[i] = first / inner, high[i] = last / inner;
+    if (low[i] != high[i]) break;
+    first %= inner, last %= inner;
+    inner /= i < 2 ? grid.boxes[i + 1] : 1;
+  }
+  for (int i = 0; i < 3; ++i) low[i] *= grid.box[i], high[i] = std::min(grid.length[i], (high[i] + 1) * grid.box[i]) - 1;
+  for (int k = 0; k < grid.views; ++k) {
+    const View& view = grid.view[k];
+    int64_t from = view.base, to = view.base;
+    for (int i = 0; i < 3; ++i) {
+      from += view.step[i] * (view.step[i] > 0 ? low[i] : high[i]);
+      to += view.step[i] * (view.step[i] > 0 ? high[i] : low[i]);
+    }
+    const int64_t first_bin = from * grid.bins / view.divisor, last_bin = to * grid.bins / view.divisor + 1;
+    part.reachable.emplace_back(first_bin, last_bin);
+    part.offset.push_back(part.rows - first_bin);
+    part.rows += last_bin - first_bin;
+  }
+  return part;
+}
+
+// As many parts as make kItems items, as long as their rows stay below 7/16 of the features (or 1 MiB, for small batches).
+std::vector<Part> make_parts(const Problem& p, const Plan& plan) {
+  const int64_t room = std::max<int64_t>(p.batch * p.positions() * (p.wide() ? 8 : 4) / 16 * 7, 1 << 20);
+  for (int64_t count = std::min(plan.boxes(), std::max<int64_t>(1, kItems / p.groups()));; count /= 2) {
+    std::vector<Part> parts;
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      parts.push_back(make_part(plan.grid, plan.boxes() * i / count, plan.boxes() * (i + 1) / count));
+      rows += parts.back().rows;
+    }
+    if (count == 1 || rows * kRowBytes * p.groups() <= room) return parts;
+  }
+}
+
+// The power of two that brings the largest |x| of a sample near 1.
+double sample_scale(const Problem& p, int64_t sample) {
+  float largest = 0;
+  const Array& x = p.features;
+  for (int64_t c = 0; c < p.length[0]; ++c)
+    for (int64_t h = 0; h < p.length[1]; ++h)
+      for (int64_t w = 0; w < p.length[2]; ++w) {
+        const int64_t at = sample * x.batch_stride + c * x.stride[0] + h * x.stride[1] + w * x.stride[2];
+        float value;
+        if (p.type == Feature::float32) {
+          value = static_cast<const float*>(x.data)[at];
+        } else {
+          const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(x.data)[at]) << 16;
+          std::memcpy(&value, &bits, sizeof value);
+        }
+        largest = std::max(largest, std::fabs(value));
+      }
+  if (largest == 0 || !std::isfinite(largest)) return 1;
+  return std::ldexp(1.0, std::min(-std::ilogb(largest), 127));
+}
+
+void forward(const Problem& p, const double* directions, int64_t views, int64_t bins, bool unit, char* out, double* energy,
+             int threads) {
+  const Plan plan(p, directions, views, bins, unit, true, threads);
+  const std::vector<Part> parts = make_parts(p, plan);
+  const int64_t groups = p.groups(), count = static_cast<int64_t>(parts.size());
+  std::vector<int64_t> first_row(groups * count + 1, 0);
+  for (int64_t i = 0; i < groups * count; ++i) first_row[i + 1] = first_row[i] + parts[i % count].rows;
+  const Scratch scratch = make_scratch(first_row.back());
+  const auto rows = [&](int64_t item) { return scratch.get() + first_row[item] * kRowBytes; };
+
+  const auto sum_boxes = ADD_OPS_KERNEL(histogram_boxes);
+  const auto total = ADD_OPS_KERNEL(histogram_total);
+  const auto finish = ADD_OPS_KERNEL(histogram_finish);
+  std::vector<double> scale(groups * kLanes, 1.0), mass(groups * kLanes), partial(groups * count * kLanes);
+  const auto sum_group = [&](int64_t from, int64_t to) {
+    parallel_for((to - from) * count, threads, [&](int64_t i, int) {
+      const int64_t item = from * count + i, group = item / count;
+      const Part& part = parts[item % count];
+      std::memset(rows(item), 0, static_cast<size_t>(part.rows) * kRowBytes);
+      sum_boxes(plan.grid, p.type, plan.features, {group * p.lanes(), p.batch, part.begin, part.end}, &scale[group * kLanes],
+                rows(item), part.offset.data());
+      total(p.wide(), part.reachable[0].second - part.reachable[0].first, rows(item), &partial[item * kLanes]);
+    });
+    std::fill(&mass[from * kLanes], &mass[0] + to * kLanes, 0.0);
+    for (int64_t item = from * count; item < to * count; ++item)
+      for (int lane = 0; lane < p.lanes(); ++lane) mass[item / count * kLanes + lane] += partial[item * kLanes + lane];
+  };
+  sum_group(0, groups);
+
+  // Squares of float32 may leave its range: then once more, scaled. Float16 squares never do.
+  for (int64_t group = 0; group < groups && (p.type == Feature::float32 || p.type == Feature::bfloat16); ++group) {
+    bool again = false;
+    for (int lane = 0; lane < p.lanes() && group * p.lanes() + lane < p.batch; ++lane) {
+      const double sum = mass[group * kLanes + lane];
+      if (sum <= 0x1p120 && sum >= 0x1p-80 * static_cast<double>(p.positions())) continue;
+      scale[group * kLanes + lane] = sample_scale(p, group * p.lanes() + lane);
+      again |= scale[group * kLanes + lane] != 1;
+    }
+    if (again) sum_group(group, group + 1);
+  }
+
+  std::vector<double> factor(groups * kLanes, 0.0);
+  for (int64_t sample = 0; sample < p.batch; ++sample) {
+    const int64_t at = sample / p.lanes() * kLanes + sample % p.lanes();
+    factor[at] = mass[at] == 0 ? 0 : 1 / mass[at];
+    energy[sample] = mass[at] / scale[at] / scale[at];
+  }
+  std::vector<const void*> source(groups * views * count);
+  std::vector<int64_t> range(views * count * 2);
+  for (int64_t k = 0; k < views; ++k)
+    for (int64_t c = 0; c < count; ++c) {
+      range[(k * count + c) * 2] = parts[c].reachable[k].first;
+      range[(k * count + c) * 2 + 1] = parts[c].reachable[k].second;
+      for (int64_t g = 0; g < groups; ++g)
+        source[(g * views + k) * count + c] = rows(g * count + c) + (parts[c].offset[k] + parts[c].reachable[k].first) * kRowBytes;
+    }
+  const int64_t item_size = p.wide() ? 8 : 4;
+  parallel_for(groups * views, threads, [&](int64_t item, int) {
+    const int64_t group = item / views, k = item % views, first = group * p.lanes();
+    finish(p.wide(), bins, static_cast<int>(count), &source[item * count],
+           reinterpret_cast<const int64_t(*)[2]>(&range[k * count * 2]), &factor[group * kLanes],
+           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), out + (first * views + k) * bins * item_size,
+           views * bins);
+  });
+}
+
+void backward(const Problem& p, const char* grad, const char* attention, const double* energy, const double* directions,
+              int64_t views, int64_t bins, bool unit, int threads) {
+  const Plan plan(p, directions, views, bins, unit, false, threads);
+  const int64_t groups = p.groups(), item_size = p.wide() ? 8 : 4;
+  std::vector<double> factor(groups * kLanes * 2, 0.0);  // 2 / energy as a power of two times the rest: both in range
+  for (int64_t sample = 0; sample < p.batch; ++sample) {
+    if (energy[sample] == 0) continue;
+    const double value = 2 / energy[sample];
+    double* pair = &factor[(sample / p.lanes() * kLanes + sample % p.lanes()) * 2];
+    pair[0] = std::ldexp(1.0, std::isfinite(value) && value != 0 ? std::clamp(std::ilogb(value) / 2, -126, 127) : 0);
+    pair[1] = p.wide() ? value / pair[0] : std::min<double>(value / pair[0], FLT_MAX);
+  }
+  const Scratch rows = make_scratch(groups * views * bins);
+  const auto levels = ADD_OPS_KERNEL(histogram_levels);
+  const auto gradient = ADD_OPS_KERNEL(histogram_gradient);
+  parallel_for(groups * views, threads, [&](int64_t item, int) {
+    const int64_t first = item / views * p.lanes(), at = (first * views + item % views) * bins * item_size;
+    levels(p.wide(), bins, grad + at, attention + at, views * bins,
+           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), rows.get() + item * bins * kRowBytes);
+  });
+  const int64_t count = std::min(plan.boxes(), ceil_divide(4 * kItems, groups));
+  parallel_for(groups * count, threads, [&](int64_t item, int) {
+    const int64_t group = item / count, c = item % count;
+    gradient(plan.grid, p.type, plan.features, plan.out,
+             {group * p.lanes(), p.batch, plan.boxes() * c / count, plan.boxes() * (c + 1) / count},
+             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes);
+  });
+}
+
+Array strided(const py::array& array, const char* name) {
+  Array result{const_cast<void*>(array.data()), 0, {}};
+  int64_t strides[4];
+  for (int i = 0; i < 4; ++i) {
+    if (array.strides(i) % array.itemsize() != 0) throw py::value_error(std::string(name) + ": expected strides of whole elements");
+    strides[i] = array.strides(i) / array.itemsize();
+  }
+  result.batch_stride = strides[0];
+  std::copy(strides + 1, strides + 4, result.stride);
+  return result;
+}
+
+Problem read_problem(const py::array& features, const py::array& views, int64_t bins) {
+  require_dtype(features, "features", {Dtype::float32, Dtype::float64, Dtype::float16, Dtype::bfloat16},
+                "float32, float64, float16 or bfloat16 (as uint16)");
+  require_shape(features, "features", {-1, -1, -1, -1});
+  require_dtype(views, "views", {Dtype::float64}, "float64");
+  require_shape(views, "views", {-1, 3});
+  require_contiguous(views, "views");
+  if (views.shape(0) < 1) throw py::value_error("views: expected at least one view, got none");
+  for (py::ssize_t i = 0; i < views.size(); ++i)
+    if (!std::isfinite(static_cast<const double*>(views.data())[i])) throw py::value_error("views: expected finite numbers");
+  if (bins < 1 || bins > 1 << 20) throw py::value_error("bins: expected 1 to 1048576, got " + std::to_string(bins));
+  const Dtype dtype = dtype_of(features);
+  Problem p;
+  p.type = dtype == Dtype::float32   ? Feature::float32
+           : dtype == Dtype::float64 ? Feature::float64
+           : dtype == Dtype::float16 ? Feature::float16
+                                     : Feature::bfloat16;
+  p.features = p.out = strided(features, "features");
+  p.batch = features.shape(0);
+  for (int i = 0; i < 3; ++i) p.length[i] = features.shape(i + 1);
+  return p;
+}
+
+void require_histogram(const Problem& p, const py::array& array, const char* name, int64_t views, int64_t bins) {
+  if (p.wide())
+    require_dtype(array, name, {Dtype::float64}, "float64, as the features");
+  else
+    require_dtype(array, name, {Dtype::float32}, "float32");
+  require_shape(array, name, {p.batch, views, bins});
+  require_contiguous(array, name);
+}
+
+void require_energy(const Problem& p, const py::array& array) {
+  require_dtype(array, "energy", {Dtype::float64}, "float64");
+  require_shape(array, "energy", {p.batch});
+  require_contiguous(array, "energy");
+}
+
+void view_histogram(const py::array& features, const py::array& views, int64_t bins, bool unit, py::array out, py::array energy,
+                    int threads) {
+  const Problem p = read_problem(features, views, bins);
+  require_histogram(p, out, "out", views.shape(0), bins);
+  require_energy(p, energy);
+  char* target = static_cast<char*>(out.mutable_data());
+  double* total = static_cast<double*>(energy.mutable_data());
+  const double* directions = static_cast<const double*>(views.data());
+  const int64_t count = views.shape(0);
+  const py::gil_scoped_release release;
+  if (p.batch == 0) return;
+  if (p.positions() > 0) return forward(p, directions, count, bins, unit, target, total, threads);
+  std::memset(target, 0, static_cast<size_t>(p.batch * count * bins * (p.wide() ? 8 : 4)));
+  std::fill(total, total + p.batch, 0.0);
+}
+
+void view_histogram_backward(const py::array& grad, const py::array& features, const py::array& views, const py::array& attention,
+                             const py::array& energy, bool unit, py::array out, int threads) {
+  require_shape(grad, "grad", {-1, -1, -1});
+  const int64_t bins = grad.shape(2), count = views.ndim() > 0 ? views.shape(0) : 0;
+  Problem p = read_problem(features, views, bins);
+  require_histogram(p, grad, "grad", count, bins);
+  require_histogram(p, attention, "attention", count, bins);
+  require_energy(p, energy);
+  if (dtype_of(out) != dtype_of(features)) throw py::type_error("out: expected the dtype of the features");
+  require_shape(out, "out", {p.batch, p.length[0], p.length[1], p.length[2]});
+  require_writeable(out, "out");
+  p.out = strided(out, "out");
+  const char *g = static_cast<const char*>(grad.data()), *a = static_cast<const char*>(attention.data());
+  const double *e = static_cast<const double*>(energy.data()), *directions = static_cast<const double*>(views.data());
+  const py::gil_scoped_release release;
+  if (p.batch > 0 && p.positions() > 0) backward(p, g, a, e, directions, count, bins, unit, threads);
+}
+
+}  // namespace
+
+void bind_view_histogram(py::module_& m) {
+  m.def("view_histogram", &view_histogram, py::arg("features"), py::arg("views"), py::arg("bins"), py::arg("unit"), py::arg("out"),
+        py::arg("energy"), py::arg("threads"),
+        "out (B, K, M) = mass of features (B, C, H, W) per bin along views (K, 3); energy (B,) = sum of squares.");
+  m.def("view_histogram_backward", &view_histogram_backward, py::arg("grad"), py::arg("features"), py::arg("views"),
+        py::arg("attention"), py::arg("energy"), py::arg("unit"), py::arg("out"), py::arg("threads"),
+        "out (B, C, H, W) = gradient of the features for grad (B, K, M), given the forward's attention and energy.");
+}
+
+}  // namespace add_ops

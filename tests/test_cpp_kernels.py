@@ -1,0 +1,115 @@
+"""The C++ kernels beyond what every backend must show: each instruction set, any number of threads, the sides with codelets."""
+
+import pytest
+import torch
+from closeness import relative_error
+
+import add_ops
+
+if add_ops.backends()["cpp"] != "available":
+    pytest.skip(add_ops.backends()["cpp"], allow_module_level=True)
+
+from add_ops import _C
+
+MAP, GRADIENT = 1e-6, 5e-7
+SIDES = [(4, 4), (7, 7), (8, 8), (14, 14), (16, 16), (28, 28), (31, 31), (32, 32), (56, 56), (64, 64)]
+RECTANGLES = [(4, 8), (7, 14), (16, 56), (31, 32), (1, 1), (1, 37), (3, 5), (13, 17), (30, 45), (97, 2), (112, 60), (2, 128)]
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def capability(request, monkeypatch):
+    monkeypatch.setenv("ADD_OPS_CPU_CAPABILITY", request.param)
+    try:
+        assert _C.cpu_capability() == request.param
+    except ValueError as error:
+        pytest.skip(str(error))
+    with add_ops.use_backend("cpp"):
+        yield request.param
+
+
+def layouts(x):
+    return {"contiguous": x, "channels_last": x.contiguous(memory_format=torch.channels_last), "strided": x.mT}
+
+
+def reference(primitive, x, upstream):
+    """Values and gradient in float64 by the reference."""
+    x = x.detach().double().requires_grad_()
+    with add_ops.use_backend("reference"):
+        values = primitive(x)
+        return values, torch.autograd.grad(values, x, upstream.double())[0]
+
+
+def check(primitive, x, upstream):
+    x = x.detach().requires_grad_()
+    values = primitive(x)
+    (grad,) = torch.autograd.grad(values, x, upstream.to(values.dtype))
+    expected, expected_grad = reference(primitive, x, upstream)
+    assert relative_error(values, expected) <= MAP
+    assert relative_error(grad, expected_grad) <= GRADIENT
+
+
+@pytest.mark.parametrize("distance", ["l2", "gaussian"])
+@pytest.mark.parametrize("size", SIDES + RECTANGLES, ids=str)
+def test_spectral_distance_at_every_side(capability, size, distance):
+    features, teacher = torch.randn(2, 2, 19, *size)
+    weights = 10 ** (6 * torch.rand(2, *size))  # as large as exp(gamma m) becomes
+    for layout, x in layouts(features).items():
+        other, upstream = (teacher.mT, weights.mT) if layout == "strided" else (teacher, weights)
+        check(lambda x, t=other: add_ops.spectral_distance(x, t.to(x.dtype), distance, 0.1), x, upstream)
+
+
+@pytest.mark.parametrize("coordinates", ["index", "unit"])
+@pytest.mark.parametrize("shape", [(1, 5, 3, 4), (3, 64, 4, 4), (17, 30, 7, 7), (16, 33, 16, 16), (5, 9, 31, 31), (2, 12, 56, 40)])
+def test_view_histogram(capability, shape, coordinates):
+    views, features = add_ops.sample_views(12), torch.randn(shape)
+    for x in layouts(features).values():
+        for bins in (1, 16, 300):
+            upstream = torch.randn(shape[0], 12, bins)
+            if bins > 1:
+                check(lambda x, m=bins: add_ops.view_histogram(x, views, m, coordinates), x, upstream)
+            else:
+                torch.testing.assert_close(add_ops.view_histogram(x, views, 1), torch.ones(shape[0], 12, 1))
+
+
+@pytest.mark.parametrize("points", [1, 2, 63, 64, 96, 97, 256, 1024, 3136, 40000])
+def test_project_and_sort(capability, points):
+    # Whole numbers project without rounding: float32 and float64 agree on the order, ties included.
+    x, theta = torch.randint(-(2**12), 2**12, (2, points, 3)).float(), torch.randint(-3, 4, (3, 5)).float()
+    check(lambda x: add_ops.project_and_sort(x, theta)[0], x, torch.randn(2, 5, points))
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 8, 8), (3, 67, 31, 31), (16, 50, 14, 14), (2, 130, 32, 32)], ids=str)
+def test_the_number_of_threads_does_not_change_a_bit(capability, shape):
+    features, teacher, upstream = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], *shape[2:])
+    views, histogram_upstream = add_ops.sample_views(12), torch.randn(shape[0], 12, 20)
+    theta = add_ops.sample_projections(shape[1], 8)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x = features.clone().requires_grad_()
+            spectrum = add_ops.spectral_distance(x, teacher)
+            attention = add_ops.view_histogram(x, views, 20)
+            grads = torch.autograd.grad(spectrum, x, upstream) + torch.autograd.grad(attention, x, histogram_upstream)
+            values, permutation = _sorted(features.flatten(2).mT @ theta, threads)
+            results.append((spectrum, attention, *grads, values, permutation))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def _sorted(projected, threads):
+    """The kernel alone: the matrix product before it is torch's."""
+    values = projected.mT.flatten(0, 1).contiguous()
+    permutation = torch.empty(values.shape, dtype=torch.int16)
+    _C.sort_with_index(values.numpy(), permutation.numpy(), threads)
+    return values, permutation
+
+
+@pytest.mark.parametrize("word", ["sse9", "AVX2"])
+def test_an_unknown_capability_is_named(monkeypatch, word):
+    monkeypatch.setenv("ADD_OPS_CPU_CAPABILITY", word)
+    with pytest.raises(ValueError, match=f"ADD_OPS_CPU_CAPABILITY: expected baseline, avx2 or avx512, got '{word}'"):
+        add_ops.sample_views(1) @ torch.eye(3)
+        add_ops.view_histogram(torch.ones(1, 2, 3, 4), add_ops.sample_views(1), 2)
