@@ -1,0 +1,73 @@
+"""What the compiled backend is to reach, and whether the run at hand did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import geometric_mean
+
+from .measure import Row
+
+SPEED = (  # entry, rival, geometric mean at least, every shape at least
+    ("spectral_distance", "plain", 5, 3),
+    ("spectral_distance", "released", 25, None),
+    ("frequency_attention_loss", "plain", 5, 3),
+    ("frequency_attention_loss", "released", 25, None),
+    ("view_histogram", "plain", 8, 5),
+    ("view_histogram", "released", 200, None),
+    ("project_and_sort", "plain", 2, None),
+)
+EXTRA_MEMORY = (("spectral_distance", 0.3), ("view_histogram", 0.5))
+STEP = 0.03
+
+
+@dataclass
+class Bar:
+    """A requirement, the figure of this run (None: not measured), and whether it is met."""
+
+    text: str
+    figure: float | None
+    met: bool | None
+
+
+def ratios(rows: list[Row], entry: str, provider: str, rival: str) -> dict[str, float]:
+    """How many times faster ``provider`` is than ``rival``, by shape, where both were timed."""
+    times = {(row.shape, row.provider): row.timing.p50 for row in rows if row.entry == entry and row.timing}
+    shapes = dict.fromkeys(shape for shape, _ in times)
+    both = [shape for shape in shapes if {(shape, provider), (shape, rival)} <= times.keys()]
+    return {shape: times[shape, rival] / times[shape, provider] for shape in both}
+
+
+def added_share(rows: list[Row], provider: str) -> float | None:
+    """What the losses add to the training step, as a share of the step without them."""
+    times = {row.provider: row.timing.p50 for row in rows if row.entry == "training_step" and row.timing}
+    return times[provider] / times["none"] - 1 if {provider, "none"} <= times.keys() else None
+
+
+def bars(rows: list[Row], provider: str) -> list[Bar]:
+    """Every bar; one is not met if ``provider`` failed its check at a shape, whatever the other shapes gave."""
+    failed = {row.entry for row in rows if row.provider == provider and row.error}
+
+    def bar(entry: str, text: str, figure: float | None, reached: bool) -> Bar:
+        return Bar(text, figure, False if entry in failed else None if figure is None else reached)
+
+    result = []
+    for entry, rival, mean, every in SPEED:
+        by_shape = list(ratios(rows, entry, provider, rival).values())
+        figure = geometric_mean(by_shape) if by_shape else None
+        result.append(
+            bar(entry, f"{entry}: ≥ {mean}× {rival}, geometric mean", figure, bool(figure and figure >= mean))
+        )
+        if every is not None:
+            least = min(by_shape, default=None)
+            result.append(
+                bar(entry, f"{entry}: ≥ {every}× {rival}, every shape", least, bool(least and least >= every))
+            )
+    for entry, most in EXTRA_MEMORY:
+        extra = [row.extra_over_input for row in rows if (row.entry, row.provider) == (entry, provider)]
+        worst = max((value for value in extra if value is not None), default=None)
+        text = f"{entry}: extra memory ≤ {most}× one input, every shape"
+        result.append(bar(entry, text, worst, worst is not None and worst <= most))
+    added = added_share(rows, provider)
+    text = f"training step: the losses add ≤ {100 * STEP:.0f} %"
+    result.append(bar("training_step", text, added, added is not None and added <= STEP))
+    return result

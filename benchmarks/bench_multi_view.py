@@ -1,0 +1,59 @@
+"""View histogram and multi-view attention loss; 12 views, drawn anew inside every timed call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import add_ops
+
+from . import plain, released
+from .bench_frequency_attention import BASE, GROWTH, feature_pair
+from .entry import MAPS, STAGES, Entry, Maps
+
+
+def _features(shape: Maps, device: torch.device) -> tuple[Tensor]:
+    return (torch.randn(*shape[:4], device=device).requires_grad_(),)
+
+
+def _labelled_pair(shape: Maps, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    return *feature_pair(shape, device), torch.arange(shape.batch, device=device) % 2
+
+
+def _histogram(function: Callable[..., Tensor], inputs: tuple[Tensor], shape: Maps) -> Tensor:
+    views = add_ops.sample_views(shape.views, device=inputs[0].device)
+    return function(inputs[0], views, max(shape.channels // 2, 1))
+
+
+def _loss(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor], shape: Maps) -> Tensor:
+    return function(*inputs, views=add_ops.sample_views(shape.views, device=inputs[0].device))
+
+
+ENTRIES = (
+    Entry(
+        name="view_histogram",
+        ours=add_ops.view_histogram,
+        plain=plain.view_histogram,
+        released=released.view_histogram,
+        call=_histogram,
+        inputs=_features,
+        floor=lambda shape: 12 * shape.elements,  # read forward and backward, write the gradient
+        shapes=MAPS,
+        quick=STAGES[2:],
+        compiled=(STAGES[0], STAGES[2]),
+        growth={**GROWTH, "views": tuple(BASE._replace(views=count) for count in (4, 12, 36))},
+    ),
+    Entry(
+        name="multi_view_loss",
+        ours=add_ops.multi_view_loss,
+        plain=plain.multi_view_loss,
+        released=released.multi_view_loss,
+        call=_loss,
+        inputs=_labelled_pair,
+        floor=lambda shape: 16 * shape.elements,  # the teacher's features are only read once
+        shapes=STAGES,
+        quick=STAGES[2:3],
+    ),
+)

@@ -1,0 +1,94 @@
+"""A training step of ResNet50 at 128 px with Adam: without distillation, and with ADD's losses by several providers.
+
+The teacher's features are computed beforehand: its forward pass is not counted.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import add_ops
+
+from . import plain
+from .entry import compiled_backend
+from .measure import Row, checked, interleaved
+
+NAME, SHAPE = "training_step", "ResNet50, 128 px"
+
+
+def _plain_multi_view(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    return plain.multi_view_loss(student, teacher, labels, add_ops.sample_views(12, device=student.device))
+
+
+def _forward(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    features = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        features.append(x := stage(x))
+    return features, model.fc(model.avgpool(x).flatten(1))
+
+
+class Steps:
+    """``run(variant)`` is one step; ``"none"`` is the step without distillation losses."""
+
+    def __init__(self, device: torch.device, batch: int) -> None:
+        torch.manual_seed(0)
+        self.images = torch.randn(batch, 3, 128, 128, device=device)
+        self.labels = torch.arange(batch, device=device) % 2
+        self.model, teacher = (torchvision.models.resnet50(num_classes=2).to(device) for _ in range(2))
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=2e-4)
+        with torch.no_grad():  # normalised by the batch: untrained statistics would let the features explode
+            self.teacher, self.student = (_forward(model, self.images)[0] for model in (teacher, self.model))
+        ours = add_ops.ADDLoss()
+        by_plain = add_ops.ADDLoss(frequency=plain.frequency_attention_loss, multi_view=_plain_multi_view)
+        available = [
+            name for name in ("reference", compiled_backend(device)) if add_ops.backends()[name] == "available"
+        ]
+        self.losses = {**{name: (ours, name) for name in available}, "plain": (by_plain, "reference")}
+        self.variants = ["none", *self.losses]
+
+    def run(self, variant: str) -> None:
+        self.optimiser.zero_grad()
+        features, logits = _forward(self.model, self.images)
+        loss = F.cross_entropy(logits, self.labels)
+        module, backend = self.losses.get(variant, (None, None))
+        context: AbstractContextManager[None] = add_ops.use_backend(backend) if backend else nullcontext()
+        with context:
+            if module is not None:
+                loss = loss + module(features, self.teacher, self.labels)
+            loss.backward()
+        self.optimiser.step()
+
+    def losses_alone(self, variant: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """The distillation losses and their gradients for the three layers that have one, on the first features."""
+        module, backend = self.losses[variant]
+        student = [x.to(dtype).detach().requires_grad_() for x in self.student]
+        teacher = [x.to(dtype) for x in self.teacher]
+        with add_ops.use_backend(backend):
+            loss = module(student, teacher, self.labels)
+            gradients = torch.autograd.grad(loss, student[1:])
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    def check(self, variant: str) -> list[float]:
+        torch.manual_seed(1)
+        expected = self.losses_alone("reference", torch.float64)
+        torch.manual_seed(1)
+        return checked(zip(self.losses_alone(variant), expected, strict=True))
+
+
+def measure_step(device: torch.device, batch: int, rounds: int) -> list[Row]:
+    """Rows of the step by variant, none first."""
+    steps = Steps(device, batch)
+    rows = {variant: Row(NAME, SHAPE, variant, {"batch": batch}) for variant in steps.variants}
+    passed = [
+        name for name in steps.variants if name == "none" or rows[name].check(lambda name=name: steps.check(name))
+    ]
+    runs = {variant: lambda _, variant=variant: steps.run(variant) for variant in passed}
+    for variant, timing in interleaved(runs, device, budget=float("inf"), lead="none", rounds=rounds).items():
+        rows[variant].timing = timing
+    return list(rows.values())

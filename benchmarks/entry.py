@@ -1,0 +1,111 @@
+"""What one row of the suite is: shapes, an entry (a public function and its rivals), and a provider (one of them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import add_ops
+
+
+class Maps(NamedTuple):
+    """Feature maps (B, C, H, W), seen under some views."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    views: int = 12
+
+    def __str__(self) -> str:
+        return f"{self.channels}×{self.height}×{self.width}"
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.channels * self.height * self.width
+
+
+class Points(NamedTuple):
+    """Point sets (B, N, D), projected on some directions."""
+
+    batch: int
+    points: int
+    dim: int
+    projections: int = 64
+
+    def __str__(self) -> str:
+        return f"N {self.points}, D {self.dim}"
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.points * self.dim
+
+
+Shape = Maps | Points
+
+# The tapped layers of ResNet50 at 128 px, Xception's exit, a prime, and ResNet50 at 224 px.
+STAGES = tuple(Maps(16, 256 << stage, 32 >> stage, 32 >> stage) for stage in range(4))
+LARGER_STAGES = tuple(Maps(16, 256 << stage, 56 >> stage, 56 >> stage) for stage in range(4))
+MAPS = (*STAGES, Maps(16, 728, 8, 8), Maps(16, 256, 31, 31), *LARGER_STAGES)
+POINTS = tuple(Points(16, n, dim) for dim in (64, 256) for n in (64, 256, 1024, 3136))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of the package, measured forward + backward through its public call against rivals of equal signature.
+
+    ``call(function, inputs, shape)`` adapts the signature; ``inputs(shape, device)`` gives float32 tensors of which the
+    first requires the gradient; ``floor(shape)`` are the bytes that forward and backward must move.
+    """
+
+    name: str
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    released: Callable[..., Any] | None
+    call: Callable[[Callable[..., Any], tuple[Tensor, ...], Any], Tensor]
+    inputs: Callable[[Any, torch.device], tuple[Tensor, ...]]
+    floor: Callable[[Any], int]
+    shapes: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    compiled: tuple[Shape, ...] = ()
+    growth: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    upstream: Callable[[Tensor], Tensor] = torch.randn_like
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute an entry; ``backend`` names the package's own, None is anybody else's."""
+
+    name: str
+    function: Callable[..., Any]
+    backend: str | None = None
+
+    def run(self, entry: Entry, inputs: tuple[Tensor, ...], shape: Shape, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward and backward: the value, and the gradient of ``sum(value · upstream)`` for the first input."""
+        chosen: AbstractContextManager[None] = add_ops.use_backend(self.backend) if self.backend else nullcontext()
+        with chosen:
+            value = entry.call(self.function, inputs, shape)
+            (gradient,) = torch.autograd.grad(value, inputs[0], upstream)
+        return value.detach(), gradient
+
+
+def compiled_backend(device: torch.device) -> str:
+    """The package's backend that is meant for ``device``."""
+    return "triton" if device.type == "cuda" else "cpp"
+
+
+def providers(entry: Entry, shape: Shape, device: torch.device, *, compiled: bool) -> list[Provider]:
+    """All that can compute ``entry`` here; with ``compiled`` also ``torch.compile`` at the shapes that have it."""
+    available = [name for name in ("reference", compiled_backend(device)) if add_ops.backends()[name] == "available"]
+    found = [Provider(name, entry.ours, name) for name in available] + [Provider("plain", entry.plain)]
+    if compiled and shape._replace(batch=16) in entry.compiled:
+        torch.compiler.reset()
+        found.append(Provider("compile", torch.compile(entry.plain)))
+    if entry.released is not None:
+        found.append(Provider("released", entry.released))
+    return found

@@ -1,0 +1,164 @@
+"""The best plain PyTorch found for each primitive and loss: what the kernels have to beat.
+
+Same signatures as the package's functions, float32 or wider, the gradient for the first argument only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _shifted(height: int, width: int, sign: int, device: torch.device) -> Tensor:
+    """Flat index of position ``m + sign·n`` on the torus for all (n, m): (HW, HW)."""
+    row, column = torch.arange(height, device=device), torch.arange(width, device=device)
+    rows = (row[None, None, :, None] + sign * row[:, None, None, None]) % height
+    columns = (column[None, None, None, :] + sign * column[None, :, None, None]) % width
+    return (rows * width + columns).reshape(height * width, height * width)
+
+
+class _GramSpectrum(torch.autograd.Function):
+    """Power spectrum as the transform of the autocorrelation, which is a sum over the Gram matrix; few positions."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        batch, channels, height, width = student.shape
+        positions = height * width
+        difference = (student - teacher).flatten(2)
+        gram = torch.bmm(difference.mT, difference)
+        lagged = _shifted(height, width, 1, student.device)  # [lag, position] -> position + lag
+        correlation = gram.gather(1, lagged.expand(batch, -1, -1)).sum(2)
+        ctx.save_for_backward(difference)
+        ctx.shape = student.shape
+        return torch.fft.fft2(correlation.view(batch, height, width)).real / (channels * positions**2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        _, channels, height, width = ctx.shape
+        kernel = torch.fft.ifft2(grad).real.flatten(1) * (2 / (channels * height * width))
+        circulant = kernel[:, _shifted(height, width, -1, grad.device)]
+        return torch.bmm(difference, circulant).view(ctx.shape), None
+
+
+def _mirrored(spectrum: Tensor) -> Tensor:
+    """``spectrum[-u, -v]``: (B, H, W) -> (B, H, W)."""
+    return spectrum.flip(1, 2).roll((1, 1), (1, 2))
+
+
+class _HalfSpectrum(torch.autograd.Function):
+    """Power of the half spectrum of the difference, mirrored; one inverse transform backward."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        width = student.shape[3]
+        spectrum = torch.fft.rfft2(student - teacher, norm="forward")
+        half = torch.view_as_real(spectrum).square().sum(4).mean(1)
+        ctx.save_for_backward(spectrum)
+        ctx.size = student.shape[2:]
+        rest = half[:, :, 1 : width - width // 2].flip(1, 2).roll(1, 1)
+        return torch.cat([half, rest], 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (spectrum,) = ctx.saved_tensors
+        symmetric = (grad + _mirrored(grad))[:, None, :, : spectrum.shape[3]] / spectrum.shape[1]
+        return torch.fft.irfft2(spectrum * symmetric, s=ctx.size), None
+
+
+def spectral_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Two (B, C, H, W) -> (B, H, W), the l2 distance under ``norm="forward"``."""
+    few = student.shape[2] * student.shape[3] <= 64
+    return (_GramSpectrum if few else _HalfSpectrum).apply(student, teacher)
+
+
+def frequency_attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Two (B, C, H, W) -> scalar, gamma 1."""
+    power = spectral_distance(student, teacher)
+    weight = power.detach().clamp(max=80).exp()
+    return student.shape[1] * (weight * power).sum((1, 2)).mean()
+
+
+def view_bins(shape: tuple[int, ...], views: Tensor, bins: int) -> Tensor:
+    """Integer bins of a (C, H, W) grid, (K, C·H·W) int32, by the package's rule.
+
+    In float64, where all of it is exact (numbers below 2^53, and a quotient cannot round up to a whole number), and
+    several times faster than 64-bit integer division.
+    """
+    last = torch.tensor(shape, device=views.device) - 1
+    lengths = views.double().abs() * last
+    extent = lengths[:, 0] + lengths[:, 1] + lengths[:, 2]
+    quantised = (views.double() / extent[:, None] * 2**30).round()
+    offset, top = (quantised.clamp(max=0) * last).sum(1), (quantised.abs() * last).sum(1)
+    channel, row, column = (
+        quantised[:, axis, None] * torch.arange(size, device=views.device) for axis, size in enumerate(shape)
+    )
+    plane = (row[:, :, None] + column[:, None]).flatten(1) - offset[:, None]
+    position = channel[:, :, None] + plane[:, None]
+    return position.mul_(bins).div_((top + 1)[:, None, None]).int().flatten(1)
+
+
+class _BinnedMass(torch.autograd.Function):
+    """Rows of all samples are summed by ``embedding_bag``: bins are the bags forward, positions are backward."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, index: Tensor, bins: int) -> Tensor:
+        rows = features.flatten(1).t().contiguous()  # (N, B)
+        square = rows.square()
+        energy = square.sum(0)
+        # One view at a time and in the narrowest type: torch's radix sort takes one pass per byte of the key.
+        narrow = torch.uint8 if bins <= 256 else torch.int16 if bins < 2**15 else torch.int32
+        first = torch.arange(bins, dtype=narrow, device=index.device)
+        mass = []
+        for view in index.to(narrow):
+            ordered, order = view.sort(stable=True)
+            mass.append(F.embedding_bag(order, square, torch.searchsorted(ordered, first), mode="sum"))
+        attention = (torch.stack(mass) / energy).permute(2, 0, 1).contiguous()
+        ctx.save_for_backward(rows, index, attention, energy)
+        ctx.shape = features.shape
+        return attention
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        rows, index, attention, energy = ctx.saved_tensors
+        views, bins = attention.shape[1:]
+        centred = (grad - (grad * attention).sum(2, keepdim=True)).flatten(1) * (2 / energy)[:, None]
+        bags = (index + bins * torch.arange(views, dtype=index.dtype, device=index.device)[:, None]).t().contiguous()
+        total = F.embedding_bag(bags, centred.t().contiguous(), mode="sum")
+        return total.mul_(rows).t().reshape(ctx.shape), None, None
+
+
+def view_histogram(features: Tensor, views: Tensor, bins: int) -> Tensor:
+    """(B, C, H, W) and (K, 3) views -> (B, K, M), coordinates "index"."""
+    return _BinnedMass.apply(features, view_bins(tuple(features.shape[1:]), views, bins), bins)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """The multi-view loss of two (B, K, M) attention vectors: gamma 100, eta 50, margin 0.012, p 2, all pairs."""
+    same = labels[:, None] == labels[None]
+    every = torch.cdist(
+        student.transpose(0, 1), teacher.transpose(0, 1), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    near = torch.where(same, every, 0).sum((1, 2)) / same.sum().clamp(min=1)
+    far = torch.where(same, 0, (0.012 - every).clamp(min=0)).sum((1, 2)) / (~same).sum().clamp(min=1)
+    return 100 * (student - teacher).square().sum(2).mean() + 50 * 2 * (near + far).mean()
+
+
+def multi_view_loss(student: Tensor, teacher: Tensor, labels: Tensor, views: Tensor) -> Tensor:
+    """Two (B, C, H, W), (B,) labels, (K, 3) views -> scalar. The bins serve both feature maps."""
+    bins = max(student.shape[1] // 2, 1)
+    index = view_bins(tuple(student.shape[1:]), views, bins)
+    return attention_loss(*(_BinnedMass.apply(features, index, bins) for features in (student, teacher)), labels)
+
+
+def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, D) and (D, K) -> sorted (B, K, N) and the order."""
+    return (projections.t() @ points.mT).sort(dim=2)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, projections: Tensor) -> Tensor:
+    """Two (B, N, D) and (D, K) -> (B,), p 2."""
+    return (project_and_sort(x, projections)[0] - project_and_sort(y, projections)[0]).square().mean((1, 2))

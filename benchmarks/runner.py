@@ -1,0 +1,221 @@
+"""The command: measures the suite, prints tables and bars, writes the results, or guards against a regression."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import torch
+
+import add_ops
+
+from . import environment
+from .bars import added_share, bars, ratios
+from .bench_step import measure_step
+from .entry import POINTS, STAGES, Provider, Shape, compiled_backend, providers
+from .measure import Row, copy_bandwidth, growth, measure
+from .memory import measure_extra_bytes
+from .suite import ENTRIES, PRIMITIVES
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = {"cpu": 16, "cuda": 144}
+GATE: dict[
+    str, tuple[tuple[Shape, ...], float]
+] = {  # about half of what the kernels give: noise passes, a lost path does not
+    "spectral_distance": (STAGES[1:], 2.0),
+    "view_histogram": (STAGES[1:], 3.0),
+    "project_and_sort": (POINTS[:3], 1.2),
+}
+
+
+def _cell(value: float | None, text: str) -> str:
+    return "–" if value is None else text.format(value)
+
+
+def print_entry(rows: list[Row]) -> None:
+    """One line per shape and provider, then the geometric means over the shapes."""
+    name = rows[0].entry
+    print(f"\n{name}: forward + backward, batch {rows[0].sizes['batch']}, float32")
+    print(
+        f"{'shape':<18}{'provider':<11}{'p20 ms':>9}{'p50 ms':>9}{'p80 ms':>9}{'runs':>6}{'GB/s':>8}{'of copy':>9}"
+        f"{'extra MB':>10}{'× input':>9}{'× plain':>9}{'× released':>12}{'error':>9}"
+    )
+    compared = {
+        rival: {provider: ratios(rows, name, provider, rival) for provider in {row.provider for row in rows}}
+        for rival in ("plain", "released")
+    }
+    shape = None
+    for row in rows:
+        print(f"{row.shape if row.shape != shape else '':<18}{row.provider:<11}", end="")
+        shape = row.shape
+        if row.error or row.timing is None:
+            print(f"  {row.error}")
+            continue
+        against = [compared[rival][row.provider].get(shape) for rival in compared]
+        print(
+            f"{row.timing.p20:>9.2f}{row.timing.p50:>9.2f}{row.timing.p80:>9.2f}{row.timing.rounds:>6}"
+            f"{_cell(row.gigabytes_per_second, '{:.2f}'):>8}{_cell(row.share_of_copy, '{:.1%}'):>9}"
+            f"{_cell(row.extra_bytes and row.extra_bytes / 1e6, '{:.1f}'):>10}"
+            f"{_cell(row.extra_over_input, '{:.2f}'):>9}"
+            f"{_cell(against[0], '{:.2f}'):>9}{_cell(against[1], '{:.1f}'):>12}"
+            f"{_cell(row.relative_errors and max(row.relative_errors), '{:.0e}'):>9}"
+        )
+    for rival, by_provider in compared.items():
+        means = {name: geometric_mean(by_shape.values()) for name, by_shape in by_provider.items() if by_shape}
+        told = ", ".join(f"{name} {mean:.2f}×" for name, mean in sorted(means.items(), key=lambda item: -item[1]))
+        if told:
+            print(f"geometric mean against {rival}: {told}")
+
+
+def print_step(rows: list[Row]) -> None:
+    print(f"\n{rows[0].entry}: {rows[0].shape}, batch {rows[0].sizes['batch']}, Adam, the teacher's features given")
+    print(f"{'losses by':<18}{'p20 ms':>9}{'p50 ms':>9}{'p80 ms':>9}{'runs':>6}{'added':>9}{'error':>9}")
+    for row in rows:
+        if row.timing is None:
+            print(f"{row.provider:<18}  {row.error}")
+            continue
+        added = None if row.provider == "none" else added_share(rows, row.provider)
+        print(
+            f"{row.provider:<18}{row.timing.p20:>9.1f}{row.timing.p50:>9.1f}{row.timing.p80:>9.1f}{row.timing.rounds:>6}"
+            f"{_cell(added, '{:.1%}'):>9}{_cell(row.relative_errors and max(row.relative_errors), '{:.0e}'):>9}"
+        )
+
+
+def print_growth(exponents: dict[str, dict[str, dict[str, float]]]) -> None:
+    print("\nGrowth of the time, exponent (1 = proportional)")
+    for name, by_provider in exponents.items():
+        for provider, by_axis in by_provider.items():
+            print(f"{name:<20}{provider:<11}" + "   ".join(f"{axis} {value:.2f}" for axis, value in by_axis.items()))
+
+
+def print_bars(rows: list[Row], provider: str, quick: bool) -> None:
+    print(f"\nBars for {provider!r}" + (" (few shapes: no verdict on the suite)" if quick else ""))
+    if (status := add_ops.backends()[provider]) != "available":
+        print(f"not measured, the backend is not available: {status}")
+        return
+    for bar in bars(rows, provider):
+        figure = _cell(bar.figure, "{:.1%}" if bar.text.endswith("%") else "{:.2f}×")
+        print(f"{bar.text:<66}{figure:>9}  {({True: 'met', False: 'NOT MET', None: 'not measured'})[bar.met]}")
+
+
+def add_memory(rows: list[Row], shapes: dict[str, Shape], device: torch.device) -> None:
+    """Fill in the extra memory of the primitives' rows; compiling takes memory itself, so "compile" has no figure."""
+    wanted = [row for row in rows if row.entry in PRIMITIVES and row.timing and row.provider != "compile"]
+    calls = [(ENTRIES[row.entry], shapes[row.shape], row.provider) for row in wanted]
+    for row, extra in zip(wanted, measure_extra_bytes(calls, device), strict=True):
+        row.extra_bytes = extra
+        if extra is not None:
+            row.extra_over_input = extra / (4 * shapes[row.shape].elements)
+
+
+def run_suite(device: torch.device, quick: bool) -> tuple[dict[str, Any], list[Row]]:
+    """Measure and print everything; returns what ``--write`` saves, and the rows in it."""
+    stamp = environment.stamp()
+    copy = copy_bandwidth(device)
+    machine = stamp["gpu"] if device.type == "cuda" else stamp["machine"]
+    print(f"{machine}, {stamp['threads']} threads; commit {stamp['commit']}, {stamp['date']}")
+    print(", ".join(f"{name} {version}" for name, version in stamp["versions"].items()))
+    print(", ".join(f"{name}={value}" for name, value in stamp["policy"].items()))
+    print(f"copy bandwidth {copy / 1e9:.1f} GB/s (bytes read + written; what fits the cache can exceed it)")
+    batch, budget = BATCH[device.type], 0.3 if quick else 1.0
+    rows: list[Row] = []
+    for entry in ENTRIES.values():
+        shapes = [shape._replace(batch=batch) for shape in (entry.quick if quick else entry.shapes)]
+        found = [
+            row
+            for shape in shapes
+            for row in measure(entry, shape, providers(entry, shape, device, compiled=not quick), device, budget, copy)
+        ]
+        if entry.name in PRIMITIVES and not quick:
+            add_memory(found, {str(shape): shape for shape in shapes}, device)
+        print_entry(found)
+        rows += found
+    step = measure_step(device, batch, rounds=3 if quick else 9)
+    print_step(step)
+    rows += step
+    exponents = {}
+    if not quick:
+        for name in PRIMITIVES:
+            exponents[name] = growth(ENTRIES[name], contenders(name, device), device, budget=0.2)
+        print_growth(exponents)
+    provider = compiled_backend(device)
+    print_bars(rows, provider, quick)
+    results = {
+        **stamp,
+        "device": device.type,
+        "quick": quick,
+        "copy_bytes_per_second": copy,
+        "rows": [asdict(row) for row in rows],
+        "growth": exponents,
+        "bars": [asdict(bar) for bar in bars(rows, provider)],
+    }
+    return results, rows
+
+
+def contenders(name: str, device: torch.device) -> list[Provider]:
+    """The best of the package that is available here, and plain PyTorch."""
+    entry = ENTRIES[name]
+    found = {provider.name: provider for provider in providers(entry, entry.shapes[0], device, compiled=False)}
+    return [found.get(compiled_backend(device), found["reference"]), found["plain"]]
+
+
+def write(results: dict[str, Any], rows: list[Row]) -> None:
+    """Save the results as JSON, and one chart per primitive."""
+    from . import charts
+
+    machine = results["gpu"] if results["device"] == "cuda" else results["machine"]
+    day = results["date"][:10]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}-{day}.json"
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    for name in PRIMITIVES:
+        chosen = [row for row in rows if row.entry == name]
+        title = f"{name}, batch {chosen[0].sizes['batch']}, float32 · {machine}, {results['threads']} threads · {day}"
+        charts.draw(chosen, title, RESULTS / f"{name}-{results['device']}.png")
+    print(f"\nwritten: {path.name} and {len(PRIMITIVES)} charts, in {RESULTS.parent.name}/{RESULTS.name}")
+
+
+def gate(device: torch.device) -> int:
+    """1 if the compiled backend has lost its lead over plain PyTorch at any of the gate's shapes, else 0.
+
+    Ratios of one run only, never a time; a red figure is measured a second time, since a neighbour can spoil one.
+    """
+    backend = compiled_backend(device)
+    if add_ops.backends()[backend] != "available":
+        print(f"no gate: backend {backend!r} is not available here: {add_ops.backends()[backend]}")
+        return 0
+    red = False
+    for name, (shapes, floor) in GATE.items():
+        for shape in shapes:
+            ratio = 0.0
+            for _ in range(2):
+                rows = measure(ENTRIES[name], shape, contenders(name, device), device, budget=0.5, copy=1.0)
+                ratio = max(ratio, *ratios(rows, name, backend, "plain").values(), 0.0)
+                if ratio >= floor:
+                    break
+            errors = "; ".join(f"{row.provider}: {row.error}" for row in rows if row.error)
+            red |= ratio < floor
+            verdict = "ok" if ratio >= floor else f"BELOW {errors}"
+            print(f"{name:<20}{shape!s:<18}{backend} {ratio:6.2f}× plain, floor {floor}  {verdict}")
+    return int(red)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few shapes, under a minute")
+    parser.add_argument("--write", action="store_true", help="save results and charts under benchmarks/results")
+    parser.add_argument("--gate", action="store_true", help="exit with 1 if the compiled backend lost its lead")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=tuple(BATCH))
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.gate:
+        sys.exit(gate(device))
+    results, rows = run_suite(device, options.quick)
+    if options.write:
+        write(results, rows)
