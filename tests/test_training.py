@@ -1,0 +1,241 @@
+"""The training scroll end to end, on a set so small that only the machinery is tested."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import train as scroll
+from training.config import Config
+from training.distillers import DISTILLERS, NoDistillation
+from training.models import Detector, read_weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def tiny(cache: str, out: Path, **changes) -> Config:
+    values = dict(
+        name="tiny",
+        out=str(out),
+        cache=cache,
+        image_size=32,
+        train_clips=20,
+        val_clips=8,
+        test_clips=12,
+        batch_size=8,
+        student_model="test_byobnet",
+        teacher_model="test_byobnet",
+        epochs=1,
+        teacher_epochs=1,
+        validations_per_epoch=1,
+        log_every=1,
+        bootstrap=20,
+        multi_view_weights=[0, 0, 1.0, 0],
+        frequency_weights=[0, 1.0, 0, 0],
+    )
+    return Config(**(values | changes))
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_main_job_leaves_every_artefact(cache, tmp_path, capsys):
+    config = tiny(cache, tmp_path)
+    folder = scroll.train(config)
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["models"]) == ["teacher on raw", "teacher on compressed", "CE student", "ADD student"]
+    for values in results["models"].values():
+        assert set(values) == {"accuracy", "auc", "ap", "eer", "precision", "recall", "f1", "ece", "recall_at_1"}
+        assert values["auc"]["low"] <= values["auc"]["value"] <= values["auc"]["high"]
+    difference = results["differences"]["ADD student − CE student"]["auc"]
+    gap = results["models"]["ADD student"]["auc"]["value"] - results["models"]["CE student"]["auc"]["value"]
+    assert difference["value"] == pytest.approx(gap)
+    page = (folder / "report.html").read_text()
+    assert "ADD student" in page and page.count("data:image/png;base64,") == 12
+    assert 'src="http' not in page and "<script" not in page, "the report must be self-contained"
+    assert {path.stem for path in (folder / "figures").glob("*.png") if "dark" not in path.stem} == {
+        "samples",
+        "curves",
+        "roc",
+        "spectrum",
+        "attention",
+        "views",
+    }
+    for role in ("teacher", "none", "add"):
+        assert (folder / role / "model.safetensors").exists() and len(list((folder / role).glob("checkpoint-*"))) == 1
+        assert list((folder / "tensorboard" / role).glob("events*"))
+        assert not list((folder / role).glob(".*")), "temporary files were left behind"
+    logged = set().union(*(row for row in rows(folder) if row["model"] == "add"))
+    assert {"cross_entropy", "frequency/layer2", "multi_view/layer3", "loss", "lr", "val_auc"} <= logged
+    assert not {name for name in logged if name.endswith(("layer1", "layer4"))}, "a weight of 0 must leave no term"
+    assert "report.html" in capsys.readouterr().out
+    teacher = (folder / "teacher" / "model.safetensors").rename(tmp_path / "teacher.safetensors")
+    scroll.train(tiny(cache, tmp_path, students=["none"], teacher_checkpoint=str(teacher)))
+    assert not (folder / "teacher").exists(), "a given teacher is not trained"
+    assert len(list(tmp_path.glob("tiny.*"))) == 1, "the earlier run must be moved aside, not overwritten"
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(cache, tmp_path, monkeypatch):
+    changes = dict(epochs=2, students=["add"], checkpoint_every=1, accumulate=2, train_clips=40, warmup_epochs=0.5)
+    whole = scroll.train(tiny(cache, tmp_path / "a", **changes))
+
+    save, saved = scroll.save_checkpoint, []
+
+    def save_then_stop(folder, *rest):
+        save(folder, *rest)
+        saved.append(folder.name)
+        if saved.count("add") == 7:  # within the second epoch
+            raise Interrupted
+
+    monkeypatch.setattr(scroll, "save_checkpoint", save_then_stop)
+    with pytest.raises(Interrupted):
+        scroll.train(tiny(cache, tmp_path / "b", **changes))
+    monkeypatch.setattr(scroll, "save_checkpoint", save)
+    torch.manual_seed(12345)  # whatever happened to the global generator in between
+    resumed = scroll.train(tiny(cache, tmp_path / "b", resume=True, **changes))
+
+    kept = [sorted((folder / "add").glob("checkpoint-*"))[-1] for folder in (whole, resumed)]
+    assert kept[0].name == kept[1].name == "checkpoint-00000010"
+    weights = [read_weights(path / "model.safetensors") for path in kept]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    states = [torch.load(path / "state.pt", weights_only=True)["optimizer"]["state"] for path in kept]
+    assert all(torch.equal(value["exp_avg"], states[1][key]["exp_avg"]) for key, value in states[0].items())
+    timeless = [
+        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(f)] for f in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+    with pytest.raises(ValueError, match="other values of lr"):
+        scroll.train(tiny(cache, tmp_path / "b", resume=True, lr=1.0, **changes))
+
+
+class Poisoned(NoDistillation):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, student_features, *_):
+        self.calls += 1
+        ok = student_features[1].mean()
+        return {"frequency/layer2": ok / 0 * 0 if self.calls == 3 else ok, "multi_view/layer3": ok}
+
+    needs_teacher = True
+
+
+def test_nan_loss_stops_and_names_term_and_step(cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(DISTILLERS, "poisoned", lambda *_: Poisoned())
+    config = tiny(cache, tmp_path, students=["poisoned"], log_every=100)
+    with pytest.raises(scroll.NonFiniteLoss, match=r"step 3: frequency/layer2 = nan$"):
+        scroll.train(config)
+    assert not list((config.folder / "poisoned").glob("checkpoint-*")), "no checkpoint of a broken model"
+
+
+def test_other_student_architecture_with_adapter(cache, tmp_path):
+    config = tiny(
+        cache, tmp_path, student_model="test_efficientnet", students=["add"], frequency_weights=[0, 1.0, 0.5, 0]
+    )
+    folder = scroll.train(config)
+    student, checkpoint = Detector("test_efficientnet"), next((folder / "add").glob("checkpoint-*"))
+    student.load_state_dict(read_weights(folder / "add" / "model.safetensors"))  # strict: no adapter was exported
+    adapters = torch.load(checkpoint / "state.pt", weights_only=True)["distiller"]
+    assert [tuple(value.shape) for value in adapters.values()] == [(64, 32, 1, 1), (128, 48, 1, 1)]
+
+
+def test_two_processes_train_one_model(cache, tmp_path):
+    config = tiny(cache, tmp_path, students=["add"], warmup_epochs=0.5, test_clips=14, bootstrap=5)
+    (tmp_path / "ddp.yaml").write_text(config.to_yaml())
+    script = Path(scroll.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--config", str(tmp_path / "ddp.yaml")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    checkpoint = next((config.folder / "add").glob("checkpoint-*"))
+    assert {path.name for path in checkpoint.glob("rng-*")} == {"rng-0.pt", "rng-1.pt"}
+    assert len({(row["model"], row["step"], "val_auc" in row) for row in rows(config.folder)}) == len(
+        rows(config.folder)
+    )
+    assert json.loads((config.folder / "results.json").read_text())["models"]["ADD student"]["auc"]["value"] is not None
+
+
+def test_warmup_trains_the_head_only():
+    model = Detector("resnet18")
+    _, _, logits = model(torch.randn(2, 3, 32, 32), head_only=True)
+    logits.sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"backbone.fc.weight", "backbone.fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "sides"),
+    [
+        ("resnet18", [64, 128, 256, 512], [16, 8, 4, 2]),
+        ("resnet50", [256, 512, 1024, 2048], [16, 8, 4, 2]),
+        ("legacy_xception", [128, 256, 728, 2048], [15, 8, 4, 2]),
+    ],
+)
+def test_taps_are_the_four_stages(name, channels, sides):
+    model = Detector(name).eval()
+    with torch.no_grad():
+        features, penultimate, logits = model(torch.randn(1, 3, 64, 64))
+        expected = model.backbone(torch.randn(1, 3, 64, 64)).shape
+    assert model.channels == channels
+    assert [tuple(f.shape) for f in features] == [(1, c, s, s) for c, s in zip(channels, sides, strict=True)]
+    assert penultimate.shape == (1, model.backbone.num_features) and logits.shape == expected == (1, 2)
+
+
+def test_weights_from_a_local_file(tmp_path):
+    source = Detector("resnet18")
+    scroll.save_weights(source, tmp_path / "weights.safetensors")
+    torch.save({"state_dict": source.backbone.state_dict()}, tmp_path / "weights.pth")
+    for path in (tmp_path / "weights.safetensors", tmp_path / "weights.pth"):
+        loaded = Detector("resnet18", weights=path)
+        assert torch.equal(loaded.backbone.conv1.weight, source.backbone.conv1.weight)
+    with pytest.raises(ValueError, match="missing or of another shape"):
+        Detector("resnet34", weights=tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="timm knows no 'resnet1888'"):
+        Detector("resnet1888")
+
+
+def test_one_class_validation_is_refused(cache, tmp_path, monkeypatch):
+    splits = scroll.load_splits(tiny(cache, tmp_path))
+    splits["val"].labels = splits["val"].labels * 0
+    monkeypatch.setattr(scroll, "load_splits", lambda _: splits)
+    with pytest.raises(ValueError, match="validation split has one class"):
+        scroll.train(tiny(cache, tmp_path))
+
+
+def test_one_class_test_split_is_reported_as_undefined(cache, tmp_path, monkeypatch):
+    splits = scroll.load_splits(tiny(cache, tmp_path))
+    splits["test"].labels = splits["test"].labels * 0
+    monkeypatch.setattr(scroll, "load_splits", lambda _: splits)
+    folder = scroll.train(tiny(cache, tmp_path, students=["none"]))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["models"]["CE student"]["auc"]["value"] is None
+    assert not math.isnan(results["models"]["CE student"]["accuracy"]["value"])
+    assert "undefined" in (folder / "report.html").read_text()

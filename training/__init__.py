@@ -1,0 +1,1 @@
+"""Training and evaluation on pairs of raw and compressed images: `python training/train.py --help`."""

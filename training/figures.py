@@ -1,0 +1,265 @@
+"""The report's pictures, each drawn for a light and for a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from . import metrics
+
+# Okabe & Ito's colours, told apart by colour-blind readers; the dark page gets their lighter relatives.
+LIGHT = {
+    "text": "#1f2430",
+    "muted": "#667085",
+    "grid": "#e4e7ec",
+    "page": "#ffffff",
+    "map": "cividis",
+    "colors": ["#009e73", "#c98500", "#0072b2", "#d55e00", "#8f4f80", "#4d4d4d"],
+}
+DARK = {
+    "text": "#e6e9ef",
+    "muted": "#98a2b3",
+    "grid": "#323846",
+    "page": "#171a21",
+    "map": "cividis",
+    "colors": ["#2cc79b", "#e6b034", "#56b4e9", "#ff8c4d", "#d79bc4", "#b0b0b0"],
+}
+THEMES = {"light": LIGHT, "dark": DARK}
+FONTS = ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"]
+
+
+@dataclass
+class Theme:
+    """Colours of one drawing; ``color`` gives a model the same colour in every picture."""
+
+    values: dict
+    models: list[str]
+
+    def color(self, model: str) -> str:
+        return self.values["colors"][self.models.index(model) % len(self.values["colors"])]
+
+
+@contextmanager
+def _style(theme: dict) -> Iterator[None]:
+    with plt.rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.sans-serif": FONTS,
+            "font.size": 10,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.linewidth": 0.8,
+            "lines.linewidth": 1.9,
+            "legend.fontsize": 9,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "figure.facecolor": theme["page"],
+            "axes.facecolor": theme["page"],
+            "savefig.facecolor": theme["page"],
+            "text.color": theme["text"],
+            "axes.labelcolor": theme["muted"],
+            "xtick.color": theme["muted"],
+            "ytick.color": theme["muted"],
+            "axes.edgecolor": theme["grid"],
+            "grid.color": theme["grid"],
+            "axes.titlecolor": theme["text"],
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+        }
+    ):
+        yield
+
+
+def render(draw: Callable[[Theme], Figure], models: list[str]) -> dict[str, bytes]:
+    """Draw a picture for every theme: ``{"light": png, "dark": png}``."""
+    result = {}
+    for name, values in THEMES.items():
+        with _style(values):
+            figure = draw(Theme(values, models))
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=150)
+            plt.close(figure)
+            result[name] = buffer.getvalue()
+    return result
+
+
+def samples(theme: Theme, raw: np.ndarray, compressed: np.ndarray, labels: np.ndarray) -> Figure:
+    """Pairs and their difference: images ``(N, H, W, 3)`` uint8."""
+    figure, axes = plt.subplots(3, len(raw), figsize=(10, 10 / len(raw) * 3 + 0.45), squeeze=False)
+    difference = np.abs(raw.astype(int) - compressed).mean(-1)
+    for column, label in enumerate(labels):
+        for row, image in enumerate((raw[column], compressed[column])):
+            axes[row, column].imshow(image, interpolation="nearest")
+        axes[2, column].imshow(
+            difference[column], cmap=theme.values["map"], vmin=0, vmax=np.percentile(difference, 99.5)
+        )
+        axes[0, column].set_title(
+            "fake" if label else "real", color=theme.values["colors"][3 if label else 2], loc="center"
+        )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    for row, name in enumerate(("raw", "compressed", "difference")):
+        axes[row, 0].set_ylabel(name, color=theme.values["text"])
+    return figure
+
+
+def curves(theme: Theme, rows: list[dict], titles: dict[str, str]) -> Figure:
+    """Cross-entropy, validation AUC and distillation terms, from the rows of metrics.jsonl."""
+    roles = list(dict.fromkeys(row["model"] for row in rows))
+    distilled = [role for role in roles if any("/" in key for row in rows if row["model"] == role for key in row)]
+    figure, axes = plt.subplots(1, 2 + bool(distilled), figsize=(10, 3.3))
+    for role in roles:
+        color = theme.color(titles[role])
+        for axis, key, marker in ((axes[0], "cross_entropy", None), (axes[1], "val_auc", "o")):
+            points = [(row["epoch"], row[key]) for row in rows if row["model"] == role and key in row]
+            axis.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4.5, label=titles[role])
+    axes[0].set(title="Cross-entropy in training", xlabel="epoch", ylim=(0, None))
+    axes[1].set(title="AUC on the validation split", xlabel="epoch")
+    axes[1].legend(handlelength=1.2)
+    if distilled:
+        last = [row for row in rows if row["model"] == distilled[-1]]
+        names = sorted({key for row in last for key in row if "/" in key})
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in last if name in row]
+            kind, layer = name.split("/layer")
+            color = theme.values["colors"][(int(layer) - 1) % 6]
+            style = "-" if kind == "frequency" else (0, (2, 1.2))
+            axes[2].plot(*zip(*points, strict=True), color=color, linestyle=style, label=name.replace("_", "-"))
+        axes[2].set(title=f"Terms of the {titles[distilled[-1]]}", xlabel="epoch", yscale="log")
+        low, high = axes[2].get_ylim()
+        axes[2].set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
+        axes[2].legend(fontsize=7.5, ncols=2, handlelength=1.6, columnspacing=1)
+    return figure
+
+
+def roc(theme: Theme, outcomes: dict[str, metrics.Outcome], summary: dict) -> Figure:
+    """ROC curves with their equal-error points, and AUC with its interval."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.1), width_ratios=[1, 1.15])
+    left.plot([0, 1], [0, 1], color=theme.values["grid"], linewidth=1.2)
+    left.plot([0, 1], [1, 0], color=theme.values["grid"], linewidth=1, linestyle=":")
+    for row, (name, outcome) in enumerate(outcomes.items()):
+        color, auc = theme.color(name), summary[name]["auc"]
+        if np.isnan(auc["value"]):
+            continue
+        left.plot(*roc_curve(outcome.labels, outcome.scores)[:2], color=color, label=name)
+        error = summary[name]["eer"]["value"]
+        left.plot(error, 1 - error, "o", color=color, markersize=5)
+        right.plot(
+            [auc["low"], auc["high"]], [-row, -row], color=color, linewidth=5, alpha=0.45, solid_capstyle="round"
+        )
+        right.plot(auc["value"], -row, "o", color=color, markersize=9)
+        right.annotate(
+            f"{auc['value']:.3f}",
+            (auc["value"], -row),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+            fontweight="bold",
+        )
+    left.set(
+        title="ROC on the test split", xlabel="reals called fake", ylabel="fakes found", xlim=(-0.01, 1), ylim=(0, 1.01)
+    )
+    left.set_aspect("equal")
+    if left.get_legend_handles_labels()[0]:
+        left.legend(loc="lower right", handlelength=1.2)
+    right.set(title="AUC with its 95 % interval", yticks=[-i for i in range(len(outcomes))], yticklabels=list(outcomes))
+    right.set_ylim(-len(outcomes) + 0.5, 0.6)
+    right.tick_params(axis="y", length=0, labelcolor=theme.values["text"])
+    right.grid(False, axis="y")
+    return figure
+
+
+def spectrum(
+    theme: Theme, image: dict[str, np.ndarray], gaps: dict[int, dict[str, np.ndarray]], titles: dict[str, str]
+) -> Figure:
+    """Radial spectra of the images ``{"raw", "compressed"}``, and the feature gap by layer and model, all ``(R,)``."""
+    figure, axes = plt.subplots(1, 1 + len(gaps), figsize=(10, 3.2), squeeze=False)
+    for name, color, style in (("raw", 0, "-"), ("compressed", 1, "-")):
+        power = image[name]
+        axes[0, 0].semilogy(
+            np.linspace(0, 1, len(power)), power, style, color=theme.values["colors"][color], label=name
+        )
+    axes[0, 0].set(title="Images: power spectrum", xlabel="frequency / Nyquist")
+    axes[0, 0].legend(handlelength=1.2)
+    for axis, (layer, models) in zip(axes[0, 1:], gaps.items(), strict=True):
+        for name, values in models.items():
+            style = (
+                {"color": theme.values["muted"], "linestyle": (0, (4, 2))}
+                if name == "start"
+                else {"color": theme.color(titles[name])}
+            )
+            axis.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3.5, label=titles[name], **style)
+        axis.set(title=f"Layer {layer}: relative gap", xlabel="frequency / Nyquist", ylim=(0, None))
+    if gaps:
+        axes[0, 1].legend(handlelength=1.6)
+    return figure
+
+
+def attention_maps(theme: Theme, maps: dict[int, dict[str, np.ndarray]], titles: dict[str, str]) -> Figure:
+    """Logarithm of mean attention maps ``(H, W)`` by layer (rows) and model (columns), zero frequency in the middle."""
+    names = list(next(iter(maps.values())))
+    figure, axes = plt.subplots(len(maps), len(names), figsize=(10, 1.9 * len(maps) + 0.4), squeeze=False)
+    for row, (layer, by_model) in enumerate(maps.items()):
+        by_model = {name: np.log(values) for name, values in by_model.items()}
+        low, high = min(m.min() for m in by_model.values()), max(m.max() for m in by_model.values())
+        for column, name in enumerate(names):
+            axis, values = axes[row, column], np.fft.fftshift(by_model[name])
+            picture = axis.imshow(values, cmap=theme.values["map"], vmin=low, vmax=high)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+            if row == 0:
+                axis.set_title(titles[name], loc="center")
+        axes[row, 0].set_ylabel(f"layer {layer}", color=theme.values["text"])
+        bar = figure.colorbar(picture, ax=axes[row, :], shrink=0.85, aspect=16, pad=0.02)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def views(
+    theme: Theme, vectors: list[dict[str, np.ndarray]], directions: np.ndarray, layer: int, titles: dict[str, str]
+) -> Figure:
+    """Attention vectors ``(M,)`` of the models under each of a few views ``(K, 3)``."""
+    figure, axes = plt.subplots(1, len(vectors), figsize=(10, 3.2), sharey=True, squeeze=False)
+    for axis, by_model, view in zip(axes[0], vectors, directions, strict=True):
+        for name, values in by_model.items():
+            edges = np.linspace(0, 1, len(values) + 1)
+            if name == "teacher":
+                axis.stairs(
+                    values, edges, fill=True, color=theme.color(titles[name]), alpha=0.28, label=f"{titles[name]}"
+                )
+                continue
+            style = (
+                {"color": theme.values["muted"], "linestyle": (0, (4, 2))}
+                if name == "start"
+                else {"color": theme.color(titles[name])}
+            )
+            axis.stairs(values, edges, linewidth=1.5, label=titles[name], **style)
+        channel, height, width = view
+        axis.set(
+            title=f"Layer {layer}, view ({channel:+.2f}, {height:+.2f}, {width:+.2f})", xlim=(0, 1), ylim=(0, None)
+        )
+        axis.set_xlabel("position along the view")
+    axes[0, 0].set_ylabel("mass")
+    axes[0, -1].legend(handlelength=1.6)
+    return figure

@@ -1,0 +1,219 @@
+"""The embedded set: real photographs, real forgeries, real H.264 — built offline, in well under a minute on two cores.
+
+A clip is a moving 64-pixel window over a randomly scaled, flipped and recoloured crop of a photograph that the wheels
+of scikit-image, scikit-learn and matplotlib carry. Each has a forged twin: an ellipse of varied size and place is
+shifted, blurred, recoloured and sent through a 2× down- and up-sampling with a checkerboard kernel, the fingerprint of
+generators. The whole clip is then encoded by libx264 once per CRF and decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import cache, partial
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+SPLITS = ("train", "val", "test")
+
+# Photographs, not crops, are split. All of these lie inside the wheels; nothing is ever downloaded.
+PHOTOGRAPHS = {
+    "train": [
+        "skimage/data/astronaut.png",
+        "skimage/data/coffee.png",
+        "skimage/data/motorcycle_left.png",
+        "skimage/data/camera.png",
+        "skimage/data/ihc.png",
+        "skimage/data/grass.png",
+        "skimage/data/retina.jpg",
+        "skimage/data/hubble_deep_field.jpg",
+        "sklearn/datasets/images/china.jpg",
+    ],
+    "val": ["sklearn/datasets/images/flower.jpg", "skimage/data/coins.png", "skimage/data/gravel.png"],
+    "test": [
+        "skimage/data/chelsea.png",
+        "skimage/data/rocket.jpg",
+        "skimage/data/brick.png",
+        "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class EmbeddedSpec:
+    """What defines the embedded set; its hash names the cache file.
+
+    Args:
+        train_clips, val_clips, test_clips: clips per split, half of them forged.
+        train_frames: frames kept of each training clip, spread evenly; validation and test keep the middle one.
+        clip_length: frames per clip.
+        size: side of a frame in pixels, even.
+        crfs: H.264 constant rate factors; each clip is encoded once for each.
+        seed: of everything drawn.
+    """
+
+    train_clips: int = 1600
+    val_clips: int = 600
+    test_clips: int = 3000
+    train_frames: int = 2
+    clip_length: int = 5
+    size: int = 64
+    crfs: tuple[int, ...] = field(default=(23, 40))
+    seed: int = 0
+
+    def digest(self) -> str:
+        """Hash of the parameters, of this file and of the encoder: a cached set is never stale."""
+        code = Path(__file__).read_bytes()
+        recipe = json.dumps([asdict(self), PHOTOGRAPHS, av.__version__, np.__version__, Image.__version__])
+        return hashlib.sha256(code + recipe.encode()).hexdigest()[:16]
+
+
+@cache
+def load_photograph(path: str) -> Image.Image:
+    """A photograph by its path inside site-packages, as RGB."""
+    package, _, inner = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"photograph {path}: the package {package} is not installed")
+    return Image.open(Path(spec.origin).parent / inner).convert("RGB")
+
+
+def forge(canvas: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Blend a regenerated ellipse into a picture.
+
+    Args:
+        canvas: ``(H, W, 3)`` float32 in 0…255.
+        window: side of a frame in pixels; the ellipse lies around the middle of the canvas, in view of most frames.
+        rng: source of place, size and strength.
+
+    Returns:
+        ``(H, W, 3)`` float32, equal to ``canvas`` outside the ellipse's soft edge.
+    """
+    side = canvas.shape[0]
+    fake = np.roll(canvas, rng.integers(-3, 4, size=2), axis=(0, 1))
+    for axis in (0, 1):
+        fake = 0.25 * np.roll(fake, 1, axis) + 0.5 * fake + 0.25 * np.roll(fake, -1, axis)
+    fake = fake * rng.uniform(0.93, 1.07, 3) + rng.uniform(-6, 6, 3)
+    half = fake.reshape(side // 2, 2, side // 2, 2, 3).mean(axis=(1, 3))
+    checkerboard = 1 + rng.uniform(0.15, 0.30) * np.array([[1, -1], [-1, 1]])
+    fake = np.kron(half, checkerboard[:, :, None])
+    radius_y, radius_x = rng.uniform(0.20, 0.38, 2) * window / 2
+    centre_y, centre_x = side / 2 + rng.uniform(-0.5, 0.5, 2) * window / 2
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    y, x = y - centre_y, x - centre_x
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    distance = np.sqrt((u / radius_x) ** 2 + (v / radius_y) ** 2)
+    alpha = np.clip((1.15 - distance) / 0.3, 0, 1)[:, :, None]
+    return canvas + alpha * (fake - canvas)
+
+
+def render_clip(photograph: Image.Image, fake: bool, spec: EmbeddedSpec, rng: np.random.Generator) -> np.ndarray:
+    """One raw clip: ``(clip_length, size, size, 3)`` uint8, a window panning over a crop of the photograph."""
+    margin = 2 * (spec.clip_length - 1)
+    side = spec.size + margin
+    crop = rng.uniform(side, min(min(photograph.size), 4.5 * spec.size))
+    left, top = rng.uniform(0, 1, 2) * (np.array(photograph.size) - crop)
+    box = (left, top, left + crop, top + crop)
+    canvas = np.asarray(photograph.resize((side, side), Image.Resampling.BICUBIC, box), np.float32)
+    canvas = canvas[:, :, rng.permutation(3)]
+    if rng.random() < 0.5:
+        canvas = canvas[:, ::-1]
+    step = rng.integers(-2, 3, size=2)
+    if fake:
+        canvas = forge(canvas, spec.size, rng)
+    canvas = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
+    start = margin // 2 - step * (spec.clip_length - 1) // 2
+    corners = [start + i * step for i in range(spec.clip_length)]
+    return np.stack([canvas[y : y + spec.size, x : x + spec.size] for y, x in corners])
+
+
+def compress(clip: np.ndarray, crf: int) -> np.ndarray:
+    """Encode a whole clip by libx264 (medium, yuv420p, one thread) and decode it.
+
+    Args:
+        clip: ``(T, H, W, 3)`` uint8, H and W even.
+        crf: constant rate factor, 0…51.
+
+    Returns:
+        The decoded clip, same shape. One thread, because the bitstream depends on their number.
+    """
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.height, encoder.width, encoder.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
+    encoder.time_base, encoder.thread_count = Fraction(1, 25), 1
+    encoder.options = {"crf": str(crf), "preset": "medium"}
+    packets = []
+    for index, pixels in enumerate(clip):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.pts = index
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    if len(frames) != len(clip):
+        raise RuntimeError(f"H.264 returned {len(frames)} frames for a clip of {len(clip)}")
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+def _build_clip(spec: EmbeddedSpec, split: str, index: int) -> dict[str, np.ndarray]:
+    # A fake is forged from the real clip before it, as a face-swap is from its target: nothing but the forgery differs.
+    source, label = divmod(index, 2)
+    rng = np.random.default_rng([spec.seed, SPLITS.index(split), source])  # own stream: no dependence on scheduling
+    photograph = source % len(PHOTOGRAPHS[split])
+    raw = render_clip(load_photograph(PHOTOGRAPHS[split][photograph]), bool(label), spec, rng)
+    count = spec.train_frames if split == "train" else 1
+    kept = [(2 * i + 1) * spec.clip_length // (2 * count) for i in range(count)]
+    facts = {"label": label, "source": source, "photograph": photograph}
+    columns = {name: np.full(count, value, np.int64) for name, value in facts.items()} | {"frame": np.array(kept)}
+    return columns | {"raw": raw[kept]} | {f"c{crf}": compress(raw, crf)[kept] for crf in spec.crfs}
+
+
+def _clips(spec: EmbeddedSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    # Forked workers start at once; where there is no fork, spawned ones import this module first.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    with context.Pool(os.cpu_count()) as pool:
+        for split in SPLITS:
+            indices = range(getattr(spec, f"{split}_clips"))
+            for columns in pool.imap(partial(_build_clip, spec, split), indices, chunksize=8):
+                yield split, columns
+
+
+def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
+    """Build the set unless it lies in the cache already.
+
+    Returns:
+        The file: an ``.npz`` with, for each split, ``{split}_raw`` and ``{split}_c{crf}``, ``(N, size, size, 3)``
+        uint8; and each ``(N,)``: ``{split}_label`` (1 = fake), ``{split}_source`` (which a real and its forged twin
+        share), ``{split}_photograph`` and ``{split}_frame``.
+    """
+    for split in SPLITS:
+        if (clips := getattr(spec, f"{split}_clips")) < 2:
+            raise ValueError(f"{split}_clips: expected at least 2, got {clips}")
+    if spec.size % 2 or not 1 <= spec.train_frames <= spec.clip_length:
+        raise ValueError(f"expected an even size and 1 <= train_frames <= clip_length, got {spec}")
+    path = Path(cache) / f"embedded-{spec.digest()}.npz"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(getattr(spec, f"{split}_clips") for split in SPLITS)
+    parts: dict[str, list[np.ndarray]] = {}
+    for split, columns in tqdm(_clips(spec), desc="embedded set", total=total, unit=" clips"):
+        for name, values in columns.items():
+            parts.setdefault(f"{split}_{name}", []).append(values)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as temporary:
+        np.savez(temporary, **{name: np.concatenate(values) for name, values in parts.items()})
+    os.replace(temporary.name, path)  # a reader sees the whole file or none
+    return path
