@@ -1,4 +1,4 @@
-"""The embedded set: real photographs, real forgeries, real H.264 — built offline, in well under a minute on two cores.
+"""The embedded set: real photographs, real forgeries, real H.264 — built offline, in about a minute on two cores.
 
 A clip is a moving 64-pixel window over a randomly scaled, flipped and recoloured crop of a photograph that the wheels
 of scikit-image, scikit-learn and matplotlib carry. Each has a forged twin: an ellipse of varied size and place is
