@@ -21,19 +21,18 @@ def view_bins(shape: tuple[int, int, int], views: Tensor, bins: int, coordinates
     The rule is in integers, so that every backend gets the same bin, bit for bit: floats would move positions that lie
     on an edge. Only the direction of a view counts, not its length.
     """
-    last = torch.tensor(shape, device=views.device) - 1  # largest index of each axis
-    steps = views.double()
+    last = [size - 1 for size in shape]
+    steps = list(views.double().unbind(1))
     if coordinates == "unit":
-        steps = torch.where(last > 0, 2 * steps / last, 0)
-    lengths = steps.abs() * last
-    extent = lengths[:, 0] + lengths[:, 1] + lengths[:, 2]
-    quantised = (steps / extent[:, None] * _SCALE).nan_to_num(0, 0, 0).round().long()
-    offset = (quantised.clamp(max=0) * last).sum(1)
-    top = (quantised.abs() * last).sum(1)
-    along = [quantised[:, axis, None] * torch.arange(size, device=views.device) for axis, size in enumerate(shape)]
-    position = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
-    position = position.flatten(1) - offset[:, None]
-    return position * bins // (top[:, None] + 1)
+        steps = [2 * step / end if end else torch.zeros_like(step) for step, end in zip(steps, last, strict=True)]
+    extent = steps[0].abs() * last[0] + steps[1].abs() * last[1] + steps[2].abs() * last[2]
+    position, top = 0, 0
+    for axis, (step, end) in enumerate(zip(steps, last, strict=True)):
+        quantised = (step / extent * _SCALE).nan_to_num(0, 0, 0).round().long()[:, None]
+        along = quantised * torch.arange(end + 1, device=views.device) - quantised.clamp(max=0) * end
+        position = position + along.reshape(-1, *(end + 1 if axis == i else 1 for i in range(3)))
+        top = top + quantised.abs() * end
+    return position.flatten(1) * bins // (top + 1)
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
