@@ -54,7 +54,6 @@ class ADD(nn.Module):
             margin=config.margin,
             coordinates=config.coordinates,
         )
-        self.losses = nn.ModuleList()
         if config.frequency_scale and any(self.weights):
             self.frequency = ADDLoss(self.weights, off, frequency=frequency, frequency_scale=config.frequency_scale)
         if config.multi_view_scale and any(config.multi_view_weights):
