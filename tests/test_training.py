@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import relative_error
 
+import add_ops
 from training import train as scroll
 from training.config import Config
 from training.distillers import DISTILLERS, NoDistillation
@@ -90,6 +92,21 @@ def test_main_job_leaves_every_artefact(cache, tmp_path, capsys):
     scroll.train(tiny(cache, tmp_path, students=["none"], teacher_checkpoint=str(teacher)))
     assert not (folder / "teacher").exists(), "a given teacher is not trained"
     assert len(list(tmp_path.glob("tiny.*"))) == 1, "the earlier run must be moved aside, not overwritten"
+
+
+def test_compiled_kernels_give_the_loss_curve_of_the_reference(cache, tmp_path):
+    if add_ops.backends()["cpp"] != "available":
+        pytest.skip("the C++ module is not built")
+    curves = {}
+    for backend in ("reference", "cpp"):
+        with add_ops.use_backend(backend):
+            folder = scroll.train(tiny(cache, tmp_path / backend, students=["add"], train_clips=80, epochs=2))
+        curves[backend] = [row for row in rows(folder) if row["model"] == "add" and "loss" in row]
+    terms = ("loss", "cross_entropy", "frequency/layer2", "multi_view/layer3")
+    reference, compiled = (torch.tensor([[row[term] for term in terms] for row in curves[b]]) for b in curves)
+    assert len(reference) == 40 and bool(reference[:, 2].std() > 0.01 * reference[:, 2].mean()), "a curve, not a line"
+    assert relative_error(compiled, reference) < 1e-3  # rounding grows from step to step
+    assert relative_error(compiled[0], reference[0]) < 1e-6
 
 
 class Interrupted(Exception):

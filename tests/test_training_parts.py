@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from training import data, metrics, synthetic
-from training.config import DEFAULT, KEYS, Config, load, parse
+from training.config import DEFAULT, Config, load, parse
 from training.train import main
 
 CONFIGS = sorted(DEFAULT.parent.glob("*.yaml"))
@@ -72,7 +72,7 @@ def test_help_explains_every_field(capsys):
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for key in KEYS:
+    for key in Config.__dataclass_fields__:
         explanation = text.partition(f" --{key} ")[2].partition(" ")[2]
         assert explanation and not explanation.startswith("(type"), key
     assert "sharpness γ of the frequency attention map" in text
@@ -128,7 +128,7 @@ def test_forgery_is_local():
     rng = np.random.default_rng(0)
     canvas = rng.uniform(0, 255, (74, 74, 3)).astype(np.float32)
     for _ in range(20):
-        changed = np.abs(synthetic.forge(canvas, 64, rng) - canvas).max(-1) > 1e-3
+        changed = np.abs(synthetic.forge(canvas, synthetic.EmbeddedSpec(), rng) - canvas).max(-1) > 1e-3
         assert 0.01 < changed.mean() < 0.35
         assert not changed[[0, -1]].any() and not changed[:, [0, -1]].any()
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -47,6 +47,10 @@ class Config:
     """Embedded set: validation clips."""
     test_clips: int = 3000
     """Embedded set: test clips; below 3000 the noise of AUC hides what is asked."""
+    crfs: list[int] = field(default_factory=lambda: [23, 40])
+    """Embedded set: H.264 rate factors; each makes a compression, c23 and so on."""
+    fingerprint: list[float] = field(default_factory=lambda: [0.15, 0.30])
+    """Embedded set: least and greatest contrast of the forgeries' checkerboard; the weaker, the harder."""
 
     teacher_model: str = "resnet18"
     """The teacher's timm backbone."""
@@ -62,7 +66,10 @@ class Config:
     """Start students from the trained teacher where the backbones are the same."""
 
     students: list[str] = field(default_factory=lambda: ["none", "add"])
-    """Distillers to train one student with, each: none (cross-entropy only), add."""
+    """Distillers to train one student with, each: none (cross-entropy only), kd, fitnet, at, nl, ffl, fr (the frequency
+    term of ADD alone), mv (its multi-view term alone), add."""
+    distillation_scale: float = 1.0
+    """Factor of all distillation terms of every method, on top of its own default weights."""
     frequency_weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 0.25])
     """ADD: weight of the frequency term at each of the four stages; 0 is off and costs nothing."""
     multi_view_weights: list[float] = field(default_factory=lambda: [0.0, 0.5, 2.5, 2.0])
@@ -126,6 +133,8 @@ class Config:
         for name in ("frequency_weights", "multi_view_weights"):
             if len(getattr(self, name)) != 4:
                 raise ValueError(f"{name}: expected four weights, one per stage, got {getattr(self, name)}")
+        if len(self.fingerprint) != 2:
+            raise ValueError(f"fingerprint: expected the least and the greatest contrast, got {self.fingerprint}")
         for name in (
             "image_size",
             "epochs",
@@ -151,22 +160,26 @@ class Config:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
 
 
-KEYS = [f.name for f in fields(Config)]
+C = TypeVar("C", bound=Config)
 DEFAULT = Path(__file__).parent / "configs" / "embedded.yaml"
 
 
-def check_keys(keys: list[str], where: str) -> None:
-    """Raise a ValueError for the first unknown key, naming the nearest known one."""
+def _known(kind: type) -> list[str]:
+    return [f.name for f in fields(kind)]
+
+
+def check_keys(keys: list[str], where: str, kind: type[Config] = Config) -> None:
+    """Raise a ValueError for the first key that is no field of ``kind``, naming the nearest one."""
     for key in keys:
-        if key not in KEYS:
-            nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
+        if key not in _known(kind):
+            nearest = difflib.get_close_matches(key, _known(kind), n=1, cutoff=0.0)[0]
             raise ValueError(f"unknown key '{key}' in {where}; did you mean '{nearest}'?")
 
 
-def _normalise(argv: list[str]) -> list[str]:
+def _normalise(argv: list[str], kind: type[Config]) -> list[str]:
     """``key=value`` becomes ``--key=value`` and a bare ``--resume`` means true; keys are checked on the way."""
     result: list[str] = []
-    takes_value = {f"--{key}" for key in KEYS if key != "resume"}
+    takes_value = {f"--{key}" for key in _known(kind) if key != "resume"}
     for position, word in enumerate(argv):
         if re.match(r"[A-Za-z_]\w*=", word) and not takes_value.intersection(argv[max(position - 1, 0) : position]):
             word = f"--{word}"
@@ -175,44 +188,50 @@ def _normalise(argv: list[str]) -> list[str]:
         if word.startswith("--"):
             key = word[2:].partition("=")[0]
             if key not in ("config", "help"):
-                check_keys([key], "the command line")
+                check_keys([key], "the command line", kind)
         result.append(word)
     return result
 
 
-def parse(argv: list[str]) -> Config:
+def parse(argv: list[str], kind: type[C] = Config, command: str = "train.py", default: Path = DEFAULT) -> C:
     """Read a configuration from the words of a command line.
+
+    Args:
+        argv: the words after the command.
+        kind: :class:`Config` or a dataclass that adds fields to it; its docstring describes the command.
+        command: file name of the command, for ``--help``.
+        default: YAML file that holds where ``--config`` is not given.
 
     Raises:
         ValueError: an unknown key, a value of the wrong type or out of range.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog="python training/train.py",
-        description="Teach on raw images, distil into students that see only their compressed twins, evaluate, report.",
-        epilog="Overrides are written key=value or --key value, e.g.: train.py lr=1e-4 students='[none,add]' --resume",
+        prog=f"python training/{command}",
+        description=kind.__doc__.partition("\n")[0],
+        epilog=f"Overrides are written key=value or --key value, e.g.: {command} lr=1e-4 students='[none,add]'",
         default_env=False,
         exit_on_error=False,
-        default_config_files=[str(DEFAULT)] if not any(word.startswith("--config") for word in argv) else [],
+        default_config_files=[str(default)] if not any(word.startswith("--config") for word in argv) else [],
     )
     parser.add_argument("--config", action="config", help="YAML file of fields; later arguments override it.")
-    parser.add_class_arguments(Config, nested_key=None)
-    argv = _normalise(argv)
+    parser.add_class_arguments(kind, nested_key=None)
+    argv = _normalise(argv, kind)
     for position, word in enumerate(argv):
         if word.startswith("--config"):
             path = word.partition("=")[2] or (argv[position + 1] if position + 1 < len(argv) else "")
             if not Path(path).is_file():
                 raise ValueError(f"--config: no file '{path}'")
-            check_keys(list(yaml.safe_load(Path(path).read_text()) or {}), path)
+            check_keys(list(yaml.safe_load(Path(path).read_text()) or {}), path, kind)
     try:
         namespace = parser.parse_args(argv)
     except Exception as error:  # jsonargparse raises its own family
         raise ValueError(str(error)) from error
-    return Config(**{key: namespace[key] for key in KEYS})
+    return kind(**{key: namespace[key] for key in _known(kind)})
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, kind: type[C] = Config) -> C:
     """Read a configuration saved with a run."""
     values = yaml.safe_load(Path(path).read_text())
-    check_keys(list(values), str(path))
-    return Config(**values)
+    check_keys(list(values), str(path), kind)
+    return kind(**values)

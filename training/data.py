@@ -60,7 +60,14 @@ def _columns(arrays: Mapping[str, np.ndarray], split: str, compression: str) -> 
 
 
 def embedded_spec(config: Config) -> synthetic.EmbeddedSpec:
-    return synthetic.EmbeddedSpec(config.train_clips, config.val_clips, config.test_clips, size=config.image_size)
+    return synthetic.EmbeddedSpec(
+        config.train_clips,
+        config.val_clips,
+        config.test_clips,
+        size=config.image_size,
+        crfs=tuple(config.crfs),
+        fingerprint=tuple(config.fingerprint),
+    )
 
 
 def _read_manifest(config: Config) -> dict[str, Split]:

@@ -263,3 +263,94 @@ def views(
     axes[0, 0].set_ylabel("mass")
     axes[0, -1].legend(handlelength=1.6)
     return figure
+
+
+def compression_gap(theme: Theme, rows: list[dict]) -> Figure:
+    """AUC by quality, a line per model: a column per set, a row for frames and, where they are not the same, videos."""
+    rows = [row for row in rows if row["manipulation"] == "all"]
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    single = all(row["videos"] == row["reals"] + row["fakes"] for row in rows)
+    levels = ["frame"] if single else ["frame", "video"]
+    figure, axes = plt.subplots(
+        len(levels), len(sets), figsize=(max(7, 4.6 * len(sets)), 3.8 * len(levels)), squeeze=False, sharey="row"
+    )
+    for level, across in zip(levels, axes, strict=True):
+        for dataset, axis in zip(sets, across, strict=True):
+            here = [row for row in rows if row["dataset"] == dataset]
+            qualities = list(dict.fromkeys(row["compression"] for row in here))
+            for index, name in enumerate(theme.models):
+                cells = {row["compression"]: row[level]["auc"] for row in here if row["model"] == name}
+                shift = 0.16 * (index / max(len(theme.models) - 1, 1) - 0.5)  # else the intervals hide each other
+                x = np.array([qualities.index(quality) + shift for quality in cells])
+                value, low, high = (
+                    np.array([cell[key] for cell in cells.values()]) for key in ("value", "low", "high")
+                )
+                axis.vlines(x, low, high, color=theme.color(name), linewidth=4, alpha=0.35)
+                axis.plot(x, value, color=theme.color(name), marker="o", markersize=5.5, label=name)
+            axis.axhline(0.5, color=theme.values["muted"], linewidth=1, linestyle=":")
+            axis.set(title=f"{dataset}: AUC of {level}s", xticks=range(len(qualities)), xticklabels=qualities)
+            axis.set_xlim(-0.3, len(qualities) - 0.7)
+            axis.grid(False, axis="x")
+        across[0].set_ylabel("AUC and its 95 % interval")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), handlelength=1.4)
+    return figure
+
+
+def cross_compression(theme: Theme, rows: list[dict]) -> Figure:
+    """AUC of frames as a matrix per set: a row per model and what it was trained on, a column per quality tested on."""
+    rows = [row for row in rows if row["manipulation"] == "all"]
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(sets), figsize=(3.2 + 3.4 * len(sets), 1.3 + 0.5 * len(theme.models)), squeeze=False, sharey=True
+    )
+    trained = {row["model"]: row["trained_on"] for row in rows}
+    labels = [n if "trained on" in n else f"{n}, trained on {trained[n]}" for n in theme.models]
+    for dataset, axis in zip(sets, axes[0], strict=True):
+        here = [row for row in rows if row["dataset"] == dataset]
+        qualities = list(dict.fromkeys(row["compression"] for row in here))
+        matrix = np.full((len(theme.models), len(qualities)), np.nan)
+        for row in here:
+            matrix[theme.models.index(row["model"]), qualities.index(row["compression"])] = row["frame"]["auc"]["value"]
+        picture = axis.imshow(matrix, cmap=theme.values["map"], vmin=0.5, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(matrix):
+            text = "–" if np.isnan(value) else f"{value:.3f}"
+            ink = theme.values["text"] if np.isnan(value) else LIGHT["text"] if value > 0.75 else DARK["text"]
+            matched = trained[theme.models[i]] == qualities[j]
+            axis.text(j, i, text, ha="center", va="center", color=ink, fontweight="bold" if matched else None)
+        axis.set(title=dataset, xticks=range(len(qualities)), xticklabels=qualities, xlabel="tested on")
+        axis.set_yticks(range(len(labels)), labels)
+        axis.tick_params(length=0, labelcolor=theme.values["text"])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.9, aspect=16, pad=0.02, label="AUC of frames")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def prediction(
+    theme: Theme, frame: np.ndarray, box: tuple[int, int, int, int], score: float, crop: np.ndarray, heat: np.ndarray
+) -> Figure:
+    """A frame ``(H, W, 3)`` with its face box, the crop ``(S, S, 3)`` that the model sees, and its Grad-CAM ``(S, S)``.
+
+    Args:
+        box: left, top, right, bottom in pixels of the frame.
+        score: the probability of fake.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), width_ratios=[max(1, frame.shape[1] / frame.shape[0]), 1, 1])
+    figure.get_layout_engine().set(h_pad=0.12)
+    color = theme.values["colors"][3 if score >= 0.5 else 2]
+    left, top, right, bottom = box
+    axes[0].imshow(frame)
+    axes[0].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color, linewidth=2.5))
+    axes[0].set_title(f"{'fake' if score >= 0.5 else 'real'}: {score:.3f}", color=color, loc="center")
+    axes[1].imshow(crop)
+    axes[1].set_title("as the model sees it", loc="center")
+    axes[2].imshow(crop.mean(2), cmap="gray", vmin=0, vmax=255)
+    axes[2].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+    axes[2].set_title("where it looks fake (Grad-CAM)", loc="center")
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    return figure

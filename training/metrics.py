@@ -60,14 +60,14 @@ def compute(outcome: Outcome) -> dict[str, float]:
         values = {
             "accuracy": accuracy_score(labels, predicted),
             "auc": roc_auc_score(labels, scores) if two_classes else np.nan,
-            "ap": average_precision_score(labels, scores) if labels.any() else np.nan,
+            "ap": average_precision_score(labels, scores) if two_classes else np.nan,
             "eer": equal_error_rate(*roc_curve(labels, scores)[:2]) if two_classes else np.nan,
             "precision": precision_score(labels, predicted, zero_division=np.nan),
             "recall": recall_score(labels, predicted, zero_division=np.nan),
             "f1": f1_score(labels, predicted, zero_division=np.nan),
         }
     probabilities = torch.from_numpy(np.stack([1 - scores, scores], axis=1))
-    error = multiclass_calibration_error(probabilities, torch.from_numpy(labels), num_classes=2, n_bins=ECE_BINS)
+    error = multiclass_calibration_error(probabilities, torch.tensor(labels), num_classes=2, n_bins=ECE_BINS)
     values["ece"] = error.item()
     values["recall_at_1"] = np.nan if outcome.hits is None else outcome.hits.mean()
     return {name: float(values[name]) for name in METRICS}
@@ -130,7 +130,7 @@ def weighted(outcome: Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
         return {
             "accuracy": (counts * (predicted == labels)).sum(1) / total,
             "auc": np.trapezoid(tpr, fpr, axis=1),
-            "ap": (np.diff(tpr, axis=1) * precision).sum(1),
+            "ap": np.where(negatives > 0, (np.diff(tpr, axis=1) * precision).sum(1), np.nan),
             "eer": np.array(
                 [np.nan if np.isnan(f + t).any() else equal_error_rate(f, t) for f, t in zip(fpr, tpr, strict=True)]
             ),

@@ -1,12 +1,18 @@
-"""Backbones through timm, tapped at their four stages."""
+"""Backbones through timm, tapped at their four stages, and the trained ones that a run or a file holds."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
+
+from .config import Config, load
+from .weights import Fit, load_into, read_weights
+
+WEIGHTS = "model.safetensors"
 
 
 class Detector(nn.Module):
@@ -31,24 +37,7 @@ class Detector(nn.Module):
             raise ValueError(f"model: expected at least four stages, '{name}' has {len(stages)}")
         self.taps = list(range(len(stages) - 4, len(stages)))
         self.channels = [stages[tap]["num_chs"] for tap in self.taps]
-        if weights is not None:
-            self._load_backbone(weights)
-
-    def _load_backbone(self, path: str | Path) -> None:
-        own = self.backbone.state_dict()
-        state = {name.removeprefix("backbone."): value for name, value in read_weights(path).items()}
-        fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-        head = {
-            f"{name}.{kind}"
-            for name, module in self.backbone.named_modules()
-            for kind in ("weight", "bias")
-            if module is self.head
-        }
-        if missing := sorted(set(own) - set(fitting) - head):
-            raise ValueError(
-                f"weights {path}: {len(missing)} tensors are missing or of another shape, e.g. {missing[0]}"
-            )
-        self.backbone.load_state_dict(fitting, strict=False)
+        self.fit: Fit | None = load_into(self.backbone, weights) if weights is not None else None
 
     @property
     def head(self) -> nn.Module:
@@ -70,14 +59,106 @@ class Detector(nn.Module):
         return features, penultimate, self.head(penultimate)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or torch file (of the latter also one nested under ``state_dict``)."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights: no file '{path}'")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+@dataclass(frozen=True)
+class Trained:
+    """A trained model on disk.
 
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    Attributes:
+        path: its file of weights.
+        role: ``teacher``, a distiller's name, or the file's stem.
+        architecture: its timm model.
+        config: of the run that trained it; None for a file from elsewhere.
+    """
+
+    path: Path
+    role: str
+    architecture: str
+    config: Config | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """The quality of the images it learnt from: ``raw`` for a teacher, ``unknown`` for a file from elsewhere."""
+        if self.config is None:
+            return "unknown"
+        return "raw" if self.role == "teacher" else self.config.compression
+
+    def image_size(self, asked: int | None = None) -> int:
+        """Side in pixels of its images: the one asked for, else that of its run.
+
+        Raises:
+            ValueError: a file from elsewhere, and no size was asked for.
+        """
+        if asked is None and self.config is None:
+            raise ValueError(f"checkpoint {self.path}: from elsewhere; the size of its images is needed: --image_size")
+        return asked or self.config.image_size
+
+    def load(self, device: torch.device | str = "cpu") -> Detector:
+        """The model in evaluation mode; of a file from elsewhere, ``fit`` tells how it fitted.
+
+        Raises:
+            ValueError: not its weights, or no two-class head among them.
+        """
+        if self.config is None:
+            model = Detector(self.architecture, weights=self.path)
+            if not model.fit.head:
+                raise ValueError(
+                    f"weights {self.path}: no two-class head, so the model is not a detector yet; {model.fit}"
+                )
+        else:
+            model = Detector(self.architecture)
+            try:
+                model.load_state_dict(read_weights(self.path))
+            except RuntimeError as error:
+                raise ValueError(f"{self.path}: not the weights of '{self.architecture}': {error}") from error
+        return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def find_trained(path: str | Path, architecture: str | None = None) -> list[Trained]:
+    """The trained models that a path holds.
+
+    Args:
+        path: the folder of a run (every model of it, the teacher first), the folder of one model, or a file of weights.
+        architecture: the timm model of a file that lies in no run.
+
+    Raises:
+        ValueError: nothing there, or a file whose architecture is not known.
+    """
+    path = Path(path)
+    if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
+        if architecture is None:
+            raise ValueError(f"checkpoint {path}: a file from elsewhere; its timm model is needed: --model NAME")
+        return [Trained(path, path.stem, architecture)]
+    folder = path.parent if path.is_file() else path
+    if (folder / WEIGHTS).is_file() and (saved := _saved_config(folder)):
+        return [_of_run(folder / WEIGHTS, load(saved))]
+    if (folder / "config.yaml").is_file():
+        config = load(folder / "config.yaml")
+        found = {file.parent.name: _of_run(file, config) for file in folder.glob(f"*/{WEIGHTS}")}
+        if "teacher" not in found and config.teacher_checkpoint and Path(config.teacher_checkpoint).is_file():
+            found["teacher"] = Trained(Path(config.teacher_checkpoint), "teacher", config.teacher_model, config)
+        order = ["teacher", *config.students, *sorted(found)]
+        if found:
+            return sorted(found.values(), key=lambda model: order.index(model.role))
+    raise ValueError(
+        f"checkpoint {path}: expected the folder of a run, the folder of a model ({WEIGHTS} in a run), or a file of "
+        f"weights; found none"
+    )
+
+
+def find_one_trained(path: str | Path, architecture: str | None = None) -> Trained:
+    """As :func:`find_trained`, where one model is needed; several are an error that names them."""
+    found = find_trained(path, architecture)
+    if len(found) > 1:
+        folders = ", ".join(str(model.path.parent) for model in found)
+        raise ValueError(f"checkpoint {path}: expected one model, got a run of {len(found)}; choose: {folders}")
+    return found[0]
+
+
+def _saved_config(folder: Path) -> Path | None:
+    file = folder.resolve().parent / "config.yaml"
+    return file if file.is_file() else None
+
+
+def _of_run(file: Path, config: Config) -> Trained:
+    role = file.resolve().parent.name
+    return Trained(file, role, config.teacher_model if role == "teacher" else config.student_model, config)

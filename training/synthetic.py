@@ -15,8 +15,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,6 +23,9 @@ import av
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from . import video
+from .video import compress
 
 SPLITS = ("train", "val", "test")
 
@@ -60,6 +62,7 @@ class EmbeddedSpec:
         clip_length: frames per clip.
         size: side of a frame in pixels, even.
         crfs: H.264 constant rate factors; each clip is encoded once for each.
+        fingerprint: least and greatest contrast of the forgery's checkerboard; its shift of colours goes with it.
         seed: of everything drawn.
     """
 
@@ -69,12 +72,13 @@ class EmbeddedSpec:
     train_frames: int = 2
     clip_length: int = 5
     size: int = 64
-    crfs: tuple[int, ...] = field(default=(23, 40))
+    crfs: tuple[int, ...] = (23, 40)
+    fingerprint: tuple[float, float] = (0.15, 0.30)
     seed: int = 0
 
     def digest(self) -> str:
-        """Hash of the parameters, of this file and of the encoder: a cached set is never stale."""
-        code = Path(__file__).read_bytes()
+        """Hash of the parameters, of the code and of the encoder: a cached set is never stale."""
+        code = Path(__file__).read_bytes() + Path(video.__file__).read_bytes()
         recipe = json.dumps([asdict(self), PHOTOGRAPHS, av.__version__, np.__version__, Image.__version__])
         return hashlib.sha256(code + recipe.encode()).hexdigest()[:16]
 
@@ -89,12 +93,12 @@ def load_photograph(path: str) -> Image.Image:
     return Image.open(Path(spec.origin).parent / inner).convert("RGB")
 
 
-def forge(canvas: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+def forge(canvas: np.ndarray, spec: EmbeddedSpec, rng: np.random.Generator) -> np.ndarray:
     """Blend a regenerated ellipse into a picture.
 
     Args:
         canvas: ``(H, W, 3)`` float32 in 0…255.
-        window: side of a frame in pixels; the ellipse lies around the middle of the canvas, in view of most frames.
+        spec: the side of a frame, for the ellipse lies in view of most of them, and the strength of the fingerprint.
         rng: source of place, size and strength.
 
     Returns:
@@ -104,12 +108,13 @@ def forge(canvas: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarr
     fake = np.roll(canvas, rng.integers(-3, 4, size=2), axis=(0, 1))
     for axis in (0, 1):
         fake = 0.25 * np.roll(fake, 1, axis) + 0.5 * fake + 0.25 * np.roll(fake, -1, axis)
-    fake = fake * rng.uniform(0.93, 1.07, 3) + rng.uniform(-6, 6, 3)
+    recolour = spec.fingerprint[1] / 0.30  # 0.07 of contrast and 6 grey levels beside the strongest checkerboard
+    fake = fake * (1 + recolour * rng.uniform(-0.07, 0.07, 3)) + recolour * rng.uniform(-6, 6, 3)
     half = fake.reshape(side // 2, 2, side // 2, 2, 3).mean(axis=(1, 3))
-    checkerboard = 1 + rng.uniform(0.15, 0.30) * np.array([[1, -1], [-1, 1]])
+    checkerboard = 1 + rng.uniform(*spec.fingerprint) * np.array([[1, -1], [-1, 1]])
     fake = np.kron(half, checkerboard[:, :, None])
-    radius_y, radius_x = rng.uniform(0.20, 0.38, 2) * window / 2
-    centre_y, centre_x = side / 2 + rng.uniform(-0.5, 0.5, 2) * window / 2
+    radius_y, radius_x = rng.uniform(0.20, 0.38, 2) * spec.size / 2
+    centre_y, centre_x = side / 2 + rng.uniform(-0.5, 0.5, 2) * spec.size / 2
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     y, x = y - centre_y, x - centre_x
@@ -132,39 +137,11 @@ def render_clip(photograph: Image.Image, fake: bool, spec: EmbeddedSpec, rng: np
         canvas = canvas[:, ::-1]
     step = rng.integers(-2, 3, size=2)
     if fake:
-        canvas = forge(canvas, spec.size, rng)
+        canvas = forge(canvas, spec, rng)
     canvas = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
     start = margin // 2 - step * (spec.clip_length - 1) // 2
     corners = [start + i * step for i in range(spec.clip_length)]
     return np.stack([canvas[y : y + spec.size, x : x + spec.size] for y, x in corners])
-
-
-def compress(clip: np.ndarray, crf: int) -> np.ndarray:
-    """Encode a whole clip by libx264 (medium, yuv420p, one thread) and decode it.
-
-    Args:
-        clip: ``(T, H, W, 3)`` uint8, H and W even.
-        crf: constant rate factor, 0…51.
-
-    Returns:
-        The decoded clip, same shape. One thread, because the bitstream depends on their number.
-    """
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.height, encoder.width, encoder.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
-    encoder.time_base, encoder.thread_count = Fraction(1, 25), 1
-    encoder.options = {"crf": str(crf), "preset": "medium"}
-    packets = []
-    for index, pixels in enumerate(clip):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts = index
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.thread_count = 1
-    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    if len(frames) != len(clip):
-        raise RuntimeError(f"H.264 returned {len(frames)} frames for a clip of {len(clip)}")
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
 def _build_clip(spec: EmbeddedSpec, split: str, index: int) -> dict[str, np.ndarray]:
@@ -204,6 +181,10 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
             raise ValueError(f"{split}_clips: expected at least 2, got {clips}")
     if spec.size % 2 or not 1 <= spec.train_frames <= spec.clip_length:
         raise ValueError(f"expected an even size and 1 <= train_frames <= clip_length, got {spec}")
+    if not 0 <= spec.fingerprint[0] <= spec.fingerprint[1] <= 1:
+        raise ValueError(f"fingerprint: expected 0 <= least <= greatest <= 1, got {spec.fingerprint}")
+    if not all(0 <= crf <= 51 for crf in spec.crfs) or len(set(spec.crfs)) != len(spec.crfs):
+        raise ValueError(f"crfs: expected different rate factors in 0…51, got {spec.crfs}")
     path = Path(cache) / f"embedded-{spec.digest()}.npz"
     if path.exists():
         return path

@@ -152,7 +152,8 @@ def fit(
                     with torch.no_grad(), accelerator.autocast():
                         targets, _, teacher_logits = teacher(pixels(batch["raw"], accelerator.device))
                     targets = [target.float() for target in targets]
-                    terms |= distiller(features, targets, logits, teacher_logits.float(), labels)
+                    distilled = distiller(features, targets, logits, teacher_logits.float(), labels)
+                    terms |= {name: config.distillation_scale * term for name, term in distilled.items()}
                 accelerator.backward(sum(terms.values()))
                 optimizer.step()
                 optimizer.zero_grad()
@@ -262,6 +263,8 @@ def keep_freed_memory() -> None:
 def new_model(config: Config, name: str, device: torch.device) -> Detector:
     set_seed(config.seed)
     model = Detector(name, pretrained=config.pretrained, weights=config.weights)
+    if model.fit:
+        print(model.fit)
     return model.to(device, memory_format=torch.channels_last)
 
 

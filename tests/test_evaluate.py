@@ -1,0 +1,299 @@
+"""Evaluation: rows against metrics computed by hand, videos by their full identity, a run against its own results."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from training import evaluate as command
+from training import figures, models
+from training import train as scroll
+from training.config import Config
+
+REALS, FAKES = ("youtube",), ("Deepfakes", "FaceSwap")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Brightness(nn.Module):
+    """Stands in for a detector: its probability of fake is the mean of the pixels, its feature the same."""
+
+    fit = None
+
+    def __init__(self):
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        mean = (images.mean((1, 2, 3)) + 1) / 2
+        return [], mean[:, None], torch.stack([torch.zeros_like(mean), torch.logit(mean.double())], dim=1)
+
+
+@pytest.fixture
+def bright(monkeypatch, tmp_path):
+    """Command-line words that evaluate the stand-in."""
+    monkeypatch.setattr(models.Trained, "load", lambda self, device: Brightness())
+    (tmp_path / "any.pth").touch()
+    words = ["--checkpoint", str(tmp_path / "any.pth"), "--model", "resnet18", "--image_size", "4", "--bootstrap", "20"]
+    return [*words, "--out", str(tmp_path / "out"), "--manifest"]
+
+
+def manifest(folder: Path, splits=("train", "test"), kinds=(*REALS, *FAKES), videos=4, frames=3) -> pandas.DataFrame:
+    """A table of frames, fakes a little brighter; the same video ids under every manipulation of a split."""
+    rng, rows = np.random.default_rng(0), []
+    for split in splits:
+        for kind in kinds:
+            for video in range(videos):
+                for frame in range(frames):
+                    shades = np.clip(rng.normal(110 + 30 * (kind in FAKES), 50, 3), 5, 250).astype(int)
+                    for quality, shade in zip(("raw", "c23", "c40"), shades, strict=True):
+                        noise = rng.integers(-5, 6, (4, 4, 3))
+                        Image.fromarray((shade + noise).astype(np.uint8)).save(
+                            folder / f"{split}-{kind}-{video}-{frame}-{quality}.png"
+                        )
+                    stem, label = f"{split}-{kind}-{video}-{frame}", int(kind in FAKES)
+                    for quality in ("c23", "c40"):
+                        where = (f"{stem}-raw.png", f"{stem}-{quality}.png", label, split, quality)
+                        rows.append((*where, "FF++", kind, f"{split}{video}"))
+    columns = "path_raw path_compressed label split compression dataset manipulation video_id"
+    table = pandas.DataFrame(rows, columns=columns.split())
+    table.to_csv(folder / "pairs.csv", index=False)
+    return table
+
+
+def results(folder: Path) -> tuple[dict[tuple, dict], list[str]]:
+    contents = json.loads((folder / "results.json").read_text())
+    return {(row["manipulation"], row["compression"]): row for row in contents["rows"]}, contents["notes"]
+
+
+def shade(folder: Path, names) -> np.ndarray:
+    return np.array([np.asarray(Image.open(folder / name)).mean() / 255 for name in names])
+
+
+def test_rows_against_metrics_by_hand(tmp_path, bright, capsys):
+    table = manifest(tmp_path)
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    rows, _ = results(tmp_path / "out")
+    assert set(rows) == {(m, q) for m in ("all", *FAKES) for q in ("raw", "c23", "c40")}
+    test = table[table["split"] == "test"]
+    for (manipulation, quality), row in rows.items():
+        kept = test if manipulation == "all" else test[test["manipulation"].isin([manipulation, *REALS])]
+        kept = kept[kept["compression"] == ("c23" if quality == "raw" else quality)]
+        column = "path_raw" if quality == "raw" else "path_compressed"
+        scores = pandas.Series(shade(tmp_path, kept[column]), index=kept.index)
+        videos = scores.groupby([kept["manipulation"], kept["video_id"]]).mean()
+        labels = kept["label"].groupby([kept["manipulation"], kept["video_id"]]).first()
+        assert row["frame"]["auc"]["value"] == pytest.approx(roc_auc_score(kept["label"], scores))
+        assert row["video"]["auc"]["value"] == pytest.approx(roc_auc_score(labels, videos))
+        assert row["frame"]["accuracy"]["value"] == pytest.approx(((scores >= 0.5) == kept["label"]).mean())
+        assert (row["reals"], row["fakes"], row["videos"]) == (12, len(kept) - 12, len(kept) // 3)
+        gallery = table[(table["split"] == "train") & (table["compression"] == kept["compression"].iloc[0])]
+        distance = np.abs(scores.to_numpy()[:, None] - shade(tmp_path, gallery[column]))
+        nearest = gallery["label"].to_numpy()[distance.argmin(1)]
+        assert row["frame"]["recall_at_1"]["value"] == pytest.approx((nearest == kept["label"]).mean())
+        assert row["video"]["recall_at_1"]["value"] is None
+    assert "FaceSwap" in capsys.readouterr().out
+
+
+def test_csv_says_what_json_says(tmp_path, bright):
+    manifest(tmp_path)
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    rows, _ = results(tmp_path / "out")
+    with open(tmp_path / "out" / "results.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(rows) == 9
+    for line in lines:
+        row = rows[line["manipulation"], line["compression"]]
+        for level, metric in (("frame", "eer"), ("video", "ap"), ("frame", "recall_at_1")):
+            assert float(line[f"{level}_{metric}_low"]) == pytest.approx(row[level][metric]["low"])
+        assert float(line["video_f1"]) == pytest.approx(row["video"]["f1"]["value"])
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        f"{name}{theme}.png" for name in ("compression-gap", "cross-compression") for theme in ("", "-dark")
+    }
+
+
+def test_intervals_draw_videos_not_frames(tmp_path, bright):
+    table = manifest(tmp_path)
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    once, _ = results(tmp_path / "out")
+    pandas.concat([table] * 5).to_csv(tmp_path / "pairs.csv", index=False)
+    table.loc[:, "path_raw"] = [f"./{name}" for name in table["path_raw"]]
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    again, _ = results(tmp_path / "out")
+    for quality in ("c23", "c40"):
+        one, five = once["all", quality]["frame"]["auc"], again["all", quality]["frame"]["auc"]
+        assert one == pytest.approx(five) and one["low"] < one["value"] < one["high"]
+
+
+def test_what_is_undefined_is_null_and_said(tmp_path, bright, capsys):
+    manifest(tmp_path, splits=("test",), kinds=("Deepfakes",))
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    rows, notes = results(tmp_path / "out")
+    for row in rows.values():
+        assert [row["frame"][name]["value"] for name in ("auc", "ap", "eer", "recall_at_1")] == [None] * 4
+        assert row["frame"]["accuracy"]["value"] is not None
+    assert "FF++, Deepfakes, c40: fakes only, so AUC, AP and EER are undefined there" in notes
+    assert "FF++, raw: no train split as gallery, no recall@1" in notes
+    printed = capsys.readouterr().out
+    assert all(note in printed for note in notes) and "undefined" in printed
+
+
+def test_a_manifest_of_the_least_columns(tmp_path, bright):
+    table = manifest(tmp_path, splits=("test",), frames=1)
+    table = table[table["compression"] == "c40"]
+    table[["path_raw", "path_compressed", "label", "split"]].to_parquet(tmp_path / "pairs.parquet")
+    command.main([*bright, str(tmp_path / "pairs.parquet")])
+    rows, _ = results(tmp_path / "out")
+    assert set(rows) == {(m, q) for m in ("all", "fake") for q in ("raw", "compressed")}
+    assert {row["dataset"] for row in rows.values()} == {"pairs"} and rows["all", "raw"]["videos"] == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (lambda t: t.drop(columns="label"), [], r"missing \['label'\]"),
+        (lambda t: t.assign(label=2), [], r"expected labels 0 and 1, got \[2\]"),
+        (lambda t: t.assign(split=["val", *t["split"][1:]]), [], "more than one split: FF\\+\\+/youtube/test0"),
+        (lambda t: t, ["--split", "val"], "split: manifest .* has \\['test'\\], got 'val'"),
+        (lambda t: t.assign(path_raw="absent.png"), [], "No such file|cannot read the image"),
+        (lambda t: t, ["--model=null"], "its timm model is needed"),
+        (lambda t: t, ["--image_size=null"], "the size of its images is needed"),
+        (lambda t: t, ["--manifest", "absent.csv"], "no file 'absent.csv'"),
+        (lambda t: t, ["--checkpoint", "absent"], "checkpoint absent: expected the folder of a run"),
+        (lambda t: t, ["--bootstrap", "0"], "bootstrap"),
+        (lambda t: t, ["--bootstraps", "5"], "nrecognized"),
+    ],
+)
+def test_errors_exit_2_with_one_line(tmp_path, bright, capsys, change, words, message):
+    change(manifest(tmp_path, splits=("test",))).to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(SystemExit) as stop:
+        command.main([*bright, str(tmp_path / "pairs.csv"), *words])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    assert re.search(message, said), said
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "95 % intervals" in text
+    for action in command.parser()._actions:
+        assert action.help, action.dest
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the embedded set: a teacher and two students."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = Config(
+        name="tiny",
+        out=str(folder),
+        cache=str(folder / "cache"),
+        image_size=32,
+        train_clips=20,
+        val_clips=8,
+        test_clips=16,
+        batch_size=8,
+        teacher_model="test_byobnet",
+        student_model="test_byobnet",
+        validations_per_epoch=1,
+        bootstrap=50,
+        multi_view_weights=[0, 0, 1.0, 0],
+        frequency_weights=[0, 1.0, 0, 0],
+    )
+    return scroll.train(config)
+
+
+def test_a_run_on_its_own_set_gives_the_results_of_the_run(trained, tmp_path):
+    command.main(["--checkpoint", str(trained), "--bootstrap", "50", "--out", str(tmp_path)])
+    contents = json.loads((tmp_path / "results.json").read_text())
+    own = json.loads((trained / "results.json").read_text())["models"]
+    rows = {(row["model"], row["manipulation"], row["compression"]): row["frame"] for row in contents["rows"]}
+    assert len(rows) == 3 * 2 * 3 and not contents["notes"]
+    pairs = {"teacher on raw": ("teacher", "all", "raw"), "teacher on compressed": ("teacher", "all", "c40")}
+    pairs |= {name: (name, "all", "c40") for name in ("CE student", "ADD student")}
+    for title, key in pairs.items():
+        for metric, cell in own[title].items():
+            assert rows[key][metric] == pytest.approx(cell, abs=1e-6), (title, metric)
+
+
+def test_one_model_of_a_run_by_folder_or_file(trained, tmp_path):
+    for path in (trained / "add", trained / "add" / "model.safetensors"):
+        command.main(["--checkpoint", str(path), "--bootstrap", "5", "--out", str(tmp_path)])
+        rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+        assert {(row["model"], row["trained_on"]) for row in rows} == {("ADD student", "c40")}
+    (trained / "add" / "done.json").rename(tmp_path / "done.json")
+    command.main(["--checkpoint", str(trained / "add"), "--bootstrap", "5", "--out", str(tmp_path)])
+    assert "training has not ended" in json.loads((tmp_path / "results.json").read_text())["notes"][0]
+    (tmp_path / "done.json").rename(trained / "add" / "done.json")
+
+
+def test_a_weights_file_of_another_run_is_refused(trained, tmp_path):
+    (tmp_path / "none").mkdir()
+    config = (trained / "config.yaml").read_text().replace("student_model: test_byobnet", "student_model: resnet18")
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "none" / "model.safetensors").write_bytes((trained / "none" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="not the weights of 'resnet18'"):
+        models.find_trained(tmp_path)[0].load()
+
+
+def test_a_given_teacher_belongs_to_the_run(trained, tmp_path):
+    (tmp_path / "none").mkdir()
+    given = f"teacher_checkpoint: {trained / 'teacher' / 'model.safetensors'}"
+    config = (trained / "config.yaml").read_text().replace("teacher_checkpoint: null", given)
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "none" / "model.safetensors").write_bytes((trained / "none" / "model.safetensors").read_bytes())
+    teacher, student = models.find_trained(tmp_path)
+    assert (teacher.role, teacher.trained_on, student.role) == ("teacher", "raw", "none")
+    assert teacher.path == trained / "teacher" / "model.safetensors"
+
+
+def test_names_tell_models_apart():
+    def model(role, **changes):
+        return models.Trained(Path("x"), role, "resnet18", Config(**changes))
+
+    several = [model("teacher"), model("add"), model("add", compression="c23"), model("none"), model("none", name="b")]
+    assert command.names(several) == [
+        "teacher",
+        "ADD student, trained on c40",
+        "ADD student, trained on c23",
+        "CE student, trained on c40, embedded",
+        "CE student, trained on c40, b",
+    ]
+
+
+def test_pictures_show_the_rows():
+    def row(model, trained_on, compression, auc):
+        cell = {"auc": {"value": auc, "low": auc - 0.1, "high": auc + 0.1}}
+        about = {"model": model, "trained_on": trained_on, "dataset": "FF++", "compression": compression}
+        return about | {"manipulation": "all", "videos": 2, "reals": 4, "fakes": 4, "frame": cell, "video": cell}
+
+    rows = [row("teacher", "raw", "raw", 0.9), row("teacher", "raw", "c40", 0.6)]
+    rows += [row("CE student", "c40", "raw", 0.8), row("CE student", "c40", "c40", float("nan"))]
+    theme = figures.Theme(figures.LIGHT, ["teacher", "CE student"])
+    gap = figures.compression_gap(theme, rows)
+    assert [axis.get_title(loc="left") or axis.get_title() for axis in gap.axes] == [
+        "FF++: AUC of frames",
+        "FF++: AUC of videos",
+    ]
+    drawn = [line.get_ydata().tolist() for line in gap.axes[0].lines[:2]]
+    assert drawn[0] == [0.9, 0.6] and drawn[1][0] == 0.8
+    matrix = figures.cross_compression(theme, rows)
+    assert np.array_equal(matrix.axes[0].images[0].get_array().filled(-1), [[0.9, 0.6], [0.8, -1]])
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["0.900", "0.600", "0.800", "–"]
+    figures.plt.close("all")

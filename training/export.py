@@ -1,0 +1,159 @@
+"""Write a trained model as ONNX and as torch.export's .pt2: the student alone, images in, probability of fake out.
+
+    python training/predict.py export --checkpoint runs/embedded/add --out student.onnx student.pt2
+
+The graph normalises the pixels itself: it takes face crops as they are decoded, ``images`` (B, S, S, 3) uint8 RGB, and
+gives ``probability`` (B,) float32, that of fake, and ``logits`` (B, 2). The file's metadata says so, with S, the margin
+of the crop and where the model comes from. Each file is read back and run before it gets its name; one that does not
+answer as PyTorch does is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from .data import pixels
+from .models import Detector, Trained, find_one_trained
+
+CLOSE = 1e-4  # relative L2 distance of logits between PyTorch and a file, float32 through a deep network
+BATCHES = (1, 3)  # sizes that a file is tried with
+SEED = 0
+MARGIN = 1.3
+
+
+class Student(nn.Module):
+    """The network from decoded crops to answers, without the taps that distillation needs."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``images`` (B, S, S, 3) uint8 RGB to the probability of fake (B,) and the logits (B, 2)."""
+        logits = self.backbone(pixels(images, images.device))
+        return logits.softmax(1)[:, 1], logits
+
+
+def metadata(trained: Trained, size: int, margin: float) -> dict[str, str]:
+    """What a file tells about itself."""
+    return {
+        "input": f"images: (batch, {size}, {size}, 3) uint8 RGB; the graph normalises them to mean 0.5, std 0.5",
+        "output": "probability: (batch,) float32 of fake; logits: (batch, 2), real and fake",
+        "crop": f"square face box, {margin} times the face, resized to {size}×{size} (bicubic)",
+        "architecture": trained.architecture,
+        "trained_on": trained.trained_on,
+        "checkpoint": str(trained.path),
+    }
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, str]) -> None:
+    import onnx
+
+    model = torch.onnx.export(
+        program, input_names=["images"], output_names=["probability", "logits"], dynamo=True, verbose=False
+    ).model_proto
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+
+
+def _run_onnx(path: Path) -> Callable[[Tensor], np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images.numpy()})[0]
+
+
+def _write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str, str]) -> None:
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts, ensure_ascii=False)})
+
+
+def _run_pt2(path: Path) -> Callable[[Tensor], np.ndarray]:
+    module = torch.export.load(path).module()
+    return lambda images: module(images)[1].detach().numpy()
+
+
+FORMATS = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}
+
+
+class Differs(RuntimeError):
+    """A file does not answer as the model it was written from."""
+
+
+def export(trained: Trained, paths: list[Path], size: int, margin: float) -> dict[Path, float]:
+    """Write one file per path, its format by the ending; returns the relative L2 distance found for each.
+
+    Raises:
+        ValueError: an ending that is no format.
+        Differs: a file that gave other logits than PyTorch; it is not kept.
+    """
+    if wrong := [str(path) for path in paths if path.suffix not in FORMATS]:
+        raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got {wrong}")
+    model = trained.load("cpu")
+    student = Student(model).eval()
+    rng = np.random.default_rng(SEED)
+    trials = [torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)) for n in BATCHES]
+    with torch.no_grad():
+        expected = [model(pixels(images, images.device))[2].numpy() for images in trials]
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(student, (trials[-1],), dynamic_shapes={"images": {0: batch}})
+    distances = {}
+    for path in paths:
+        write, run = FORMATS[path.suffix]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporters about themselves
+                write(program, draft, metadata(trained, size, margin))
+                answer = run(draft)
+            found = [answer(images) for images in trials]
+            distance = max(
+                float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, expected, strict=True)
+            )
+            if not distance <= CLOSE:
+                raise Differs(f"{path}: differs from PyTorch by {distance:.1e} (relative L2), not kept")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        distances[path] = distance
+    return distances
+
+
+def parser() -> ArgumentParser:
+    result = ArgumentParser(
+        prog="python training/predict.py export", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    add = result.add_argument
+    add("--checkpoint", type=str, required=True, help="The folder of a model in a run, or a file of weights.")
+    add("--out", type=str, nargs="+", required=True, help="Files to write, ending in .onnx or .pt2.")
+    add("--model", type=str | None, default=None, help="timm model of a file that comes from elsewhere.")
+    add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
+    add("--margin", type=PositiveFloat, default=MARGIN, help="Side of the crop over that of the face, for the record.")
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """0: written and checked; 1: a file differed and was not kept. Bad input exits with 2."""
+    parse = parser()
+    options = parse.parse_args(argv)
+    try:
+        trained = find_one_trained(options.checkpoint, options.model)
+        size = trained.image_size(options.image_size)
+        distances = export(trained, [Path(path) for path in options.out], size, options.margin)
+    except Differs as error:
+        parse.exit(1, f"error: {error}\n")
+    except (ValueError, OSError) as error:
+        parse.exit(2, f"error: {error}\n")
+    for path, distance in distances.items():
+        print(f"{path}: equal to PyTorch, relative L2 distance {distance:.1e}")
+    return 0
