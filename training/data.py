@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import synthetic
 from .config import Config
+
+if TYPE_CHECKING:
+    import pandas
 
 MANIFEST_COLUMNS = ("path_raw", "path_compressed", "label", "split")
 
@@ -70,13 +74,36 @@ def embedded_spec(config: Config) -> synthetic.EmbeddedSpec:
     )
 
 
+def read_table(where: str) -> pandas.DataFrame:
+    """The table of a manifest with its paths made whole.
+
+    Args:
+        where: a CSV or parquet file; several, the shards of one set, with commas between them; or a folder that holds
+            manifests, as prepare.py writes it.
+    """
+    import pandas
+
+    tables = []
+    for name in str(where).split(","):
+        files = sorted(Path(name).glob("manifest*.parquet")) if Path(name).is_dir() else [Path(name)]
+        if not files or not files[0].is_file():
+            raise ValueError(
+                f"manifest: no file '{name}'" if not Path(name).is_dir() else f"manifest: none in '{name}'"
+            )
+        for path in files:
+            table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+            for column in {"path_raw", "path_compressed"} & set(table):
+                table[column] = [str(path.parent / image) for image in table[column]]
+            tables.append(table)
+    table = pandas.concat(tables, ignore_index=True)
+    return table.drop_duplicates(ignore_index=True) if len(tables) > 1 else table
+
+
 def _read_manifest(config: Config) -> dict[str, Split]:
     import pandas
 
-    path = Path(config.manifest)
-    if not path.is_file():
-        raise ValueError(f"manifest: no file '{path}'")
-    table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+    path = config.manifest
+    table = read_table(path)
     if missing := [column for column in MANIFEST_COLUMNS if column not in table]:
         raise ValueError(f"manifest {path}: expected the columns {list(MANIFEST_COLUMNS)}, missing {missing}")
     if "compression" in table:
@@ -103,7 +130,7 @@ def _read_manifest(config: Config) -> dict[str, Split]:
         rows = table["split"] == split
         if not rows.any():
             raise ValueError(f"manifest {path}: no rows of split '{split}'")
-        paths = [[path.parent / p for p in table.loc[rows, column]] for column in MANIFEST_COLUMNS[:2]]
+        paths = [[Path(p) for p in table.loc[rows, column]] for column in MANIFEST_COLUMNS[:2]]
         labels, group = table.loc[rows, "label"].to_numpy(np.int64), groups[rows].to_numpy(np.int64)
         twins = table.loc[rows, "twin"].factorize()[0] if "twin" in table else np.arange(len(labels))
         splits[split] = Split(*paths, labels, group, twins)
