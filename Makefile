@@ -1,11 +1,13 @@
 # make train   run the main job on the embedded set           make lint   ruff, the pinned version
 # make test    run every test                                 make bench  the table of speeds against plain PyTorch
-# Each creates .venv and installs what it needs when that is missing.
+# make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
+# Each but the last creates .venv and installs what it needs when that is missing; the last uses PYTHON as it is.
 
 PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
+OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test lint bench
+.PHONY: train test lint bench gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -13,11 +15,17 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 	.venv/bin/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
+# The oldest Triton that the kernels must compile with, beside the one that torch brings.
+.venv/triton-3.6: | .venv/test
+	rm -rf $@.part
+	.venv/bin/python -m pip install --quiet --no-deps --target $@.part triton==3.6.0
+	mv $@.part $@
+
 train: .venv/train
 	.venv/bin/python training/train.py
 
-test: .venv/test
-	.venv/bin/python -m pytest
+test: .venv/test $(OLDEST_TRITON)
+	.venv/bin/python -m pytest -n auto
 
 lint: .venv/lint
 	.venv/bin/ruff check .
@@ -25,3 +33,6 @@ lint: .venv/lint
 
 bench: .venv/bench
 	.venv/bin/python -m benchmarks
+
+gpu:
+	PYTHON='$(PYTHON)' .ci/gpu

@@ -26,6 +26,7 @@ library = torch.library.Library("add_ops", "DEF")
 _references: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {}
 _missing: dict[str, str] = {"cpp": "no kernels in this version", "triton": "no kernels in this version"}
+_hindrances: dict[str, Callable[[], str | None]] = {}
 _chosen = one_of("ADD_OPS_BACKEND", os.environ.get("ADD_OPS_BACKEND", "auto"), BACKENDS)
 
 
@@ -64,6 +65,15 @@ def implement(
     """Let ``backend`` answer for operator ``name`` wherever ``unsupported(*args)`` gives no reason against it."""
     _kernels[name, backend] = (kernel, unsupported)
     _missing.pop(backend, None)
+
+
+def check(backend: str, hindrance: Callable[[], str | None]) -> None:
+    """Ask ``hindrance()`` whenever ``backend`` is asked for: why it cannot run on this machine as it stands, or None."""
+    _hindrances[backend] = hindrance
+
+
+def _hindrance(backend: str) -> str | None:
+    return _missing.get(backend) or _hindrances.get(backend, lambda: None)()
 
 
 def load(backend: str, module: str) -> None:
@@ -107,7 +117,7 @@ def backends() -> dict[str, str]:
     Returns:
         ``{"reference": "available", "cpp": …, "triton": …}``; the value is ``"available"`` or the reason why not.
     """
-    return {name: _missing.get(name, "available") for name in BACKENDS[1:]}
+    return {name: _hindrance(name) or "available" for name in BACKENDS[1:]}
 
 
 @contextmanager
@@ -124,8 +134,8 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global _chosen
     one_of("name", name, BACKENDS)
-    if name in _missing:
-        raise RuntimeError(f"backend {name!r} is not available: {_missing[name]}")
+    if reason := _hindrance(name):
+        raise RuntimeError(f"backend {name!r} is not available: {reason}")
     previous, _chosen = _chosen, name
     try:
         yield

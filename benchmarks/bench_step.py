@@ -1,6 +1,7 @@
 """A training step of ResNet50 at 128 px with Adam: without distillation, and with ADD's losses by several providers.
 
-The teacher's features are computed beforehand: its forward pass is not counted.
+In float32 on the CPU; on a GPU as one trains there, under bfloat16 autocast with channels_last features. The teacher's
+features are computed beforehand: its forward pass is not counted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from .measure import Row, checked, interleaved
 NAME, SHAPE = "training_step", "ResNet50, 128 px"
 
 
+def _plain_frequency(student: Tensor, teacher: Tensor) -> Tensor:
+    return plain.frequency_attention_loss(student.float(), teacher.float())
+
+
 def _plain_multi_view(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    return plain.multi_view_loss(student, teacher, labels, add_ops.sample_views(12, device=student.device))
+    views = add_ops.sample_views(12, device=student.device)
+    return plain.multi_view_loss(student.float(), teacher.float(), labels, views)
 
 
 def _forward(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -38,29 +44,40 @@ class Steps:
 
     def __init__(self, device: torch.device, batch: int) -> None:
         torch.manual_seed(0)
-        self.images = torch.randn(batch, 3, 128, 128, device=device)
+        self.device = device
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.images = torch.randn(batch, 3, 128, 128, device=device).contiguous(memory_format=layout)
         self.labels = torch.arange(batch, device=device) % 2
-        self.model, teacher = (torchvision.models.resnet50(num_classes=2).to(device) for _ in range(2))
+        self.model, teacher = (
+            torchvision.models.resnet50(num_classes=2).to(device, memory_format=layout) for _ in range(2)
+        )
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=2e-4)
-        with torch.no_grad():  # normalised by the batch: untrained statistics would let the features explode
+        with (
+            torch.no_grad(),
+            self.autocast(),
+        ):  # normalised by the batch: untrained statistics would let the features explode
             self.teacher, self.student = (_forward(model, self.images)[0] for model in (teacher, self.model))
         ours = add_ops.ADDLoss()
-        by_plain = add_ops.ADDLoss(frequency=plain.frequency_attention_loss, multi_view=_plain_multi_view)
+        by_plain = add_ops.ADDLoss(frequency=_plain_frequency, multi_view=_plain_multi_view)
         available = [
             name for name in ("reference", compiled_backend(device)) if add_ops.backends()[name] == "available"
         ]
         self.losses = {**{name: (ours, name) for name in available}, "plain": (by_plain, "reference")}
         self.variants = ["none", *self.losses]
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     def run(self, variant: str) -> None:
         self.optimiser.zero_grad()
-        features, logits = _forward(self.model, self.images)
-        loss = F.cross_entropy(logits, self.labels)
         module, backend = self.losses.get(variant, (None, None))
         context: AbstractContextManager[None] = add_ops.use_backend(backend) if backend else nullcontext()
         with context:
-            if module is not None:
-                loss = loss + module(features, self.teacher, self.labels)
+            with self.autocast():
+                features, logits = _forward(self.model, self.images)
+                loss = F.cross_entropy(logits, self.labels)
+                if module is not None:
+                    loss = loss + module(features, self.teacher, self.labels)
             loss.backward()
         self.optimiser.step()
 
@@ -84,7 +101,8 @@ class Steps:
 def measure_step(device: torch.device, batch: int, rounds: int) -> list[Row]:
     """Rows of the step by variant, none first."""
     steps = Steps(device, batch)
-    rows = {variant: Row(NAME, SHAPE, variant, {"batch": batch}) for variant in steps.variants}
+    shape = SHAPE + (", bfloat16 autocast" if device.type == "cuda" else "")
+    rows = {variant: Row(NAME, shape, variant, {"batch": batch}) for variant in steps.variants}
     passed = [
         name for name in steps.variants if name == "none" or rows[name].check(lambda name=name: steps.check(name))
     ]

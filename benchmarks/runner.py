@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import geometric_mean
@@ -18,13 +20,14 @@ import add_ops
 from . import environment
 from .bars import added_share, bars, ratios
 from .bench_step import measure_step
-from .entry import POINTS, STAGES, Provider, Shape, compiled_backend, providers
+from .entry import POINTS, STAGES, Entry, Provider, Shape, compiled_backend, providers
 from .measure import Row, copy_bandwidth, growth, measure
 from .memory import measure_extra_bytes
 from .suite import ENTRIES, PRIMITIVES
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = {"cpu": 16, "cuda": 144}
+STEP_ROUNDS = {"cpu": 9, "cuda": 31}
 GATE: dict[
     str, tuple[tuple[Shape, ...], float]
 ] = {  # about half of what the kernels give: noise passes, a lost path does not
@@ -114,8 +117,18 @@ def add_memory(rows: list[Row], shapes: dict[str, Shape], device: torch.device) 
             row.extra_over_input = extra / (4 * shapes[row.shape].elements)
 
 
-def run_suite(device: torch.device, quick: bool) -> tuple[dict[str, Any], list[Row]]:
-    """Measure and print everything; returns what ``--write`` saves, and the rows in it."""
+def run_suite(device: torch.device, quick: bool, minutes: float) -> tuple[dict[str, Any], list[Row]]:
+    """Measure and print everything; returns what ``--write`` saves, and the rows in it.
+
+    The primitives come first, then the training step. What has not begun after ``minutes`` is left out, and named.
+    """
+    end, left_out = time.monotonic() + 60 * minutes, []
+
+    def in_time(what: str) -> bool:
+        if time.monotonic() > end:
+            left_out.append(what)
+        return time.monotonic() <= end
+
     stamp = environment.stamp()
     copy = copy_bandwidth(device)
     machine = stamp["gpu"] if device.type == "cuda" else stamp["machine"]
@@ -123,27 +136,41 @@ def run_suite(device: torch.device, quick: bool) -> tuple[dict[str, Any], list[R
     print(", ".join(f"{name} {version}" for name, version in stamp["versions"].items()))
     print(", ".join(f"{name}={value}" for name, value in stamp["policy"].items()))
     print(f"copy bandwidth {copy / 1e9:.1f} GB/s (bytes read + written; what fits the cache can exceed it)")
-    batch, budget = BATCH[device.type], 0.3 if quick else 1.0
+    print("GB/s: of the bytes that must move; of copy: as a share of that bandwidth, which is the floor over the time")
+    batch, budget = BATCH[device.type], 0.3 if quick or device.type == "cuda" else 1.0
     rows: list[Row] = []
-    for entry in ENTRIES.values():
+
+    def measure_entry(entry: Entry) -> None:
         shapes = [shape._replace(batch=batch) for shape in (entry.quick if quick else entry.shapes)]
         found = [
             row
             for shape in shapes
+            if in_time(f"{entry.name} {shape}")
             for row in measure(entry, shape, providers(entry, shape, device, compiled=not quick), device, budget, copy)
         ]
+        if not found:
+            return
         if entry.name in PRIMITIVES and not quick:
             add_memory(found, {str(shape): shape for shape in shapes}, device)
         print_entry(found)
-        rows += found
-    step = measure_step(device, batch, rounds=3 if quick else 9)
-    print_step(step)
-    rows += step
+        rows.extend(found)
+
+    for name in PRIMITIVES:
+        measure_entry(ENTRIES[name])
+    if in_time("training_step"):
+        step = measure_step(device, batch, rounds=3 if quick else STEP_ROUNDS[device.type])
+        print_step(step)
+        rows += step
+    for name in [name for name in ENTRIES if name not in PRIMITIVES]:
+        measure_entry(ENTRIES[name])
     exponents = {}
     if not quick:
         for name in PRIMITIVES:
-            exponents[name] = growth(ENTRIES[name], contenders(name, device), device, budget=0.2)
+            if in_time(f"growth of {name}"):
+                exponents[name] = growth(ENTRIES[name], contenders(name, device), device, budget=0.2)
         print_growth(exponents)
+    if left_out:
+        print(f"\nnot measured within {minutes:g} minutes: {', '.join(left_out)}")
     provider = compiled_backend(device)
     print_bars(rows, provider, quick)
     results = {
@@ -153,6 +180,7 @@ def run_suite(device: torch.device, quick: bool) -> tuple[dict[str, Any], list[R
         "copy_bytes_per_second": copy,
         "rows": [asdict(row) for row in rows],
         "growth": exponents,
+        "left_out": left_out,
         "bars": [asdict(bar) for bar in bars(rows, provider)],
     }
     return results, rows
@@ -174,11 +202,12 @@ def write(results: dict[str, Any], rows: list[Row]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}-{day}.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for name in PRIMITIVES:
+    measured = [name for name in PRIMITIVES if any(row.entry == name for row in rows)]
+    for name in measured:
         chosen = [row for row in rows if row.entry == name]
         title = f"{name}, batch {chosen[0].sizes['batch']}, float32 · {machine}, {results['threads']} threads · {day}"
         charts.draw(chosen, title, RESULTS / f"{name}-{results['device']}.png")
-    print(f"\nwritten: {path.name} and {len(PRIMITIVES)} charts, in {RESULTS.parent.name}/{RESULTS.name}")
+    print(f"\nwritten: {path.name} and {len(measured)} charts, in {RESULTS.parent.name}/{RESULTS.name}")
 
 
 def gate(device: torch.device) -> int:
@@ -212,10 +241,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="save results and charts under benchmarks/results")
     parser.add_argument("--gate", action="store_true", help="exit with 1 if the compiled backend lost its lead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=tuple(BATCH))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="what has not begun by then is left out")
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.gate:
         sys.exit(gate(device))
-    results, rows = run_suite(device, options.quick)
+    results, rows = run_suite(device, options.quick, options.minutes)
     if options.write:
         write(results, rows)

@@ -1,9 +1,16 @@
 """What every test runs under: fixed seeds, poisoned uninitialised memory, and each backend that this machine has."""
 
+import os
 from collections.abc import Iterator
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores; torch reads this when imported
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(workers)))
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton reads it when it is imported: the kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import add_ops
 
@@ -18,6 +25,13 @@ def _seeded_and_poisoned() -> Iterator[None]:
 
 
 @pytest.fixture(params=[name for name, status in add_ops.backends().items() if status == "available"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The test runs on this backend; where the Triton kernels are compiled for a GPU, its tensors are made there."""
+    on_gpu = request.param == "triton" and torch.cuda.is_available()
+    if on_gpu:
+        numpy = torch.Tensor.numpy
+        monkeypatch.setattr(torch.Tensor, "numpy", lambda x: numpy(x.cpu()))  # for POT
+    torch.set_default_device("cuda" if on_gpu else None)
     with add_ops.use_backend(request.param):
         yield request.param
+    torch.set_default_device(None)

@@ -76,6 +76,30 @@ def test_the_command_reports_and_tests_itself(name):
     assert answering == {name} if name != "auto" else answering <= set(BUILT)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_triton_without_a_gpu_says_why():
+    pytest.importorskip("triton")
+    done = run(["-m", "add_ops"], ADD_OPS_BACKEND="triton", TRITON_INTERPRET="0")
+    assert done.returncode == 1 and not done.stderr
+    assert re.search(
+        "triton +no CUDA device \\(with TRITON_INTERPRET=1 the kernels run, slowly, on the CPU\\)", done.stdout
+    )
+    assert "add_ops::spectral_distance here: it runs on CUDA tensors, and a tensor is on cpu" in done.stdout
+
+
+def test_the_self_test_does_not_hide_an_error():
+    code = """
+import sys
+from add_ops import __main__, _dispatch
+def broken(points, projections):
+    raise RuntimeError("illegal memory access")
+_dispatch.implement("project_and_sort", "cpp", broken)
+sys.exit(__main__.main())
+"""
+    done = run(["-c", code], ADD_OPS_BACKEND="auto")
+    assert done.returncode == 1 and "illegal memory access" in done.stderr
+
+
 def test_the_self_test_notices_a_wrong_kernel():
     code = """
 import sys

@@ -162,6 +162,22 @@ def test_a_manifest_of_the_least_columns(tmp_path, bright):
     assert {row["dataset"] for row in rows.values()} == {"pairs"} and rows["all", "raw"]["videos"] == 12
 
 
+def test_shards_are_one_set_and_its_reference_has_its_name(tmp_path, bright):
+    table = manifest(tmp_path).assign(reference="source")
+    files = [tmp_path / f"manifest-{i}-of-2.parquet" for i in (1, 2)]
+    for path, split in zip(files, ("train", "test"), strict=True):
+        table[table["split"] == split].to_parquet(path)
+    found = []
+    for where in (tmp_path, ",".join(map(str, files)), tmp_path / "pairs.csv"):
+        command.main([*bright, str(where)])
+        rows, notes = results(tmp_path / "out")
+        found.append([row | {"manifest": None, "compression": None} for row in rows.values()])
+        reference = "raw" if str(where).endswith(".csv") else "source"
+        assert [quality for _, quality in rows] == [q for q in (reference, "c23", "c40") for _ in range(3)]
+    assert found[0] == found[1] == found[2] and not notes, "the CSV is the same table but for the column"
+    assert all(row["frame"]["recall_at_1"]["value"] is not None for row in found[0]), "the train split is the gallery"
+
+
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [

@@ -11,11 +11,12 @@ import torch
 import trees
 from PIL import Image
 
-from training import export, predict, synthetic
+from training import export, predict, prepare, sources, synthetic
 from training.checkpoints import save_weights
 from training.config import Config
 from training.data import pixels
 from training.models import Detector
+from training.prepare_options import Options
 
 SIZE = 32
 
@@ -83,13 +84,18 @@ def box(line) -> tuple[int, ...]:
     return tuple(int(line[side]) for side in ("left", "top", "right", "bottom"))
 
 
+def stored(picture, box) -> Image.Image:
+    """The crop as prepare.py stores it by default."""
+    return picture.resize((128, 128), Image.Resampling.BICUBIC, box=box)
+
+
 def test_an_image_is_cropped_at_its_face_and_scored(folder, checkpoint, probability, capsys):
     path = folder / "astronaut.png"
     status, (line,) = answers(path, "--checkpoint", checkpoint)
     left, top, right, bottom = box(line)
     assert status == 0 and right - left == bottom - top, "the box is square"
     assert left < 223 < right and top < 115 < bottom, "the astronaut's nose is in it"
-    expected = probability(Image.open(path).crop(box(line)))
+    expected = probability(stored(Image.open(path), box(line)))
     assert float(line["probability"]) == pytest.approx(expected, abs=1e-6)
     label = "fake" if expected >= 0.5 else "real"
     assert capsys.readouterr().out.strip() == f"{path}: {label} {expected:.3f}"
@@ -101,18 +107,37 @@ def test_a_video_has_the_mean_of_frames_spread_evenly(folder, checkpoint, probab
     path, clip = folder / "below" / "clip.mp4", trees.face_clip(frames=10)
     status, lines = answers(path, "--checkpoint", checkpoint, "--frames", "5", "--batch_size", "2")
     assert status == 0 and [int(line["frame"]) for line in lines] == [1, 3, 5, 7, 9]
-    scores = [probability(Image.fromarray(clip[int(line["frame"])]).crop(box(line))) for line in lines]
+    scores = [probability(stored(Image.fromarray(clip[int(line["frame"])]), box(line))) for line in lines]
     assert [float(line["probability"]) for line in lines] == pytest.approx(scores, abs=1e-6)
     assert np.std(scores) > 1e-4, "frames must differ for the mean to say anything"
     assert f" {np.mean(scores):.3f} (mean of 5 frames)" in capsys.readouterr().out
-    assert len(answers(path, "--checkpoint", checkpoint, "--frames", "0")[1]) == 10
+    assert len(answers(path, "--checkpoint", checkpoint, "--frames", "99")[1]) == 10
 
 
 def test_a_crop_is_taken_whole(folder, checkpoint, probability):
-    status, (line,) = answers(folder / "coffee.png", "--checkpoint", checkpoint, "--faces", "none")
+    words = ("--checkpoint", checkpoint, "--detector", "none", "--size", "null")
+    status, (line,) = answers(folder / "coffee.png", *words)
     picture = Image.open(folder / "coffee.png")
     assert status == 0 and box(line) == (0, 0, *picture.size)
     assert float(line["probability"]) == pytest.approx(probability(picture), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"margin": 1.7, "smoothing": 0.0, "size": 50, "frames": 3}], ids=["by default", "otherwise"]
+)
+def test_crops_are_those_of_prepare(folder, checkpoint, probability, options):
+    path, out = folder / "below" / "clip.mp4", folder / "pairs"
+    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": path}, "0")
+    cropping = Options(source=str(folder), out=str(out), crfs=[40], **options)
+    rows = prepare.prepare_video(item, cropping)
+    predictor = predict.Predictor(None, image_size=cropping.size, batch_size=1, cropping=cropping)
+    for row, (number, frame, where) in zip(rows, predict.faces_of(path, cropping), strict=True):
+        assert number == row["frame"]
+        assert np.array_equal(predictor.crop(frame, where), np.asarray(Image.open(out / row["path_raw"])))
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    for row, line in zip(rows, answers(path, "--checkpoint", checkpoint, *words)[1], strict=True):
+        assert box(line) == tuple(row[side] for side in ("left", "top", "right", "bottom"))
+        assert float(line["probability"]) == pytest.approx(probability(Image.open(out / row["path_raw"])), abs=1e-6)
 
 
 def test_a_mixed_folder_says_what_each_file_is(folder, checkpoint, capsys):
@@ -131,7 +156,7 @@ def test_a_mixed_folder_says_what_each_file_is(folder, checkpoint, capsys):
     assert said_of.pop("below/clip.mp4").endswith("(mean of 10 frames)")
     assert said_of.pop("coffee.png") == "no face found"
     assert said_of.pop("notes.txt") == "neither an image nor a video by its name"
-    assert len(said_of) == 4 and all(text.startswith("cannot be read: ") for text in said_of.values())
+    assert len(said_of) == 4 and all(re.match("cannot be (read|decoded): ", text) for text in said_of.values())
     drawn = folder.parent / "drawn"
     pictures = {str(path.relative_to(drawn)) for path in drawn.rglob("*.*")}
     assert pictures == {"astronaut.png.png", "below/clip.mp4.png"}
@@ -145,8 +170,10 @@ def test_a_mixed_folder_says_what_each_file_is(folder, checkpoint, capsys):
         (["{folder}/empty"], "has no files"),
         (["{folder}", "--checkpoint", "{run}"], "expected one model, got a run of 2; choose: .*none.*add"),
         (["{folder}", "--checkpoint", "{folder}"], "expected the folder of a run"),
-        (["{folder}", "--faces", "magic"], "faces"),
-        (["{folder}", "--frames", "-1"], "frames"),
+        (["{folder}", "--detector", "magic"], "detector"),
+        (["{folder}", "--detector", "yunet"], "detector_file: goes with"),
+        (["{folder}", "--detector=yunet", "--detector_file=absent.onnx"], "detector_file: no file 'absent.onnx'"),
+        (["{folder}", "--frames", "0"], "frames: expected at least 1, got 0"),
         (["{folder}", "--frame", "1"], "frame"),
         (["{folder}", "--checkpoint", "{folder}/coffee.png", "--model", "resnet18"], "weights .* of weights, got"),
         (["{folder}", "--checkpoint", "{folder}/coffee.png"], "its timm model is needed"),

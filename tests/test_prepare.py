@@ -1,6 +1,7 @@
 """From videos to pairs: miniature trees through prepare.py, as a user runs it, into what training reads."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from training import data, faces, inspection, prepare, sources, video
 from training.config import Config
 from training.prepare_options import Options, parse
 
+OUTCOMES = prepare.outcomes
 PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
 
 
@@ -168,16 +170,19 @@ def test_broken_videos_are_listed_and_the_rest_survives(ff, tmp_path, capsys):
     assert status == 0 and same(tmp_path / "out", tmp_path / "whole")
 
 
-def test_interrupted_and_rerun(ff, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_and_rerun(ff, tmp_path, end):
     words = [f"{key}={str(value).replace(' ', '')}" for key, value in PLAIN.items()]
     command = [sys.executable, prepare.__file__, str(ff), f"out={tmp_path / 'out'}", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     rows, limit = tmp_path / "out" / "rows", time.monotonic() + 60
     while not list(rows.rglob("*.json")):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, end)
+    said = process.communicate()[1].decode()
+    if end == signal.SIGINT:
+        assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
     assert not (tmp_path / "out" / "manifest.parquet").exists()
     done = {path: path.stat().st_mtime_ns for path in rows.rglob("*.json")}
     assert 0 < len(done) < 16
@@ -188,6 +193,65 @@ def test_interrupted_and_rerun(ff, tmp_path):
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "finished videos are not redone"
     with pytest.raises(ValueError, match="was made with frames=4; name another folder"):
         run(ff, tmp_path / "out", frames=5)
+
+
+def _work_or_die(video, options):
+    if video == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the stand-in reaches forks only")
+def test_a_video_that_ends_its_process_is_named_and_the_rest_survives(monkeypatch):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    monkeypatch.setattr(prepare, "_work", _work_or_die)
+    videos = [*"abc", "deadly", *"defghijk"]
+    found = list(OUTCOMES(videos, Options(source="any", jobs=2)))
+    assert sorted(video for video, _ in found) == sorted(videos), "each once"
+    (failure,) = [(video, reason) for video, reason in found if reason]
+    assert failure[0] == "deadly" and "ended the process" in failure[1]
+
+
+def test_extracted_frames_and_actors(tmp_path):
+    (tmp_path / "splits").mkdir()
+    for number, split in enumerate(("train", "val", "test")):
+        one, other = f"{2 * number:03d}", f"{2 * number + 1:03d}"
+        (tmp_path / "splits" / f"{split}.json").write_text(json.dumps([[one, other]]))
+        for name in (one, other):
+            folder = tmp_path / "original_sequences/youtube/raw/images" / name
+            fake = tmp_path / "manipulated_sequences/Deepfakes/raw/frames" / f"{name}_{other if name == one else one}"
+            for path in (folder, fake):
+                path.mkdir(parents=True)
+                for index in range(2):
+                    Image.new("RGB", (32, 32), (99, 50 * index, 0)).save(path / f"{index:04d}.png")
+    for name in (
+        "original_sequences/actors/raw/videos/01__walking.mp4",
+        "manipulated_sequences/DeepFakeDetection/raw/videos/01_02__walking__ABC.mp4",
+        "manipulated_sequences/Deepfakes/masks/videos/000_001.mp4",
+        "original_sequences/youtube/raw/images/999/0000.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = prepare.understand(Options(source=str(tmp_path), **PLAIN))
+    assert found.remarks == ["1 videos are in no official split and are left out"]
+    acted = [(v.video_id, v.label, v.split) for v in found.videos if v.dataset == "DeepFakeDetection"]
+    assert acted == [("01__walking", 0, "test"), ("01_02__walking__ABC", 1, "test")], "actors have no split"
+    (fake,) = [v for v in found.videos if v.key == "FaceForensics++/Deepfakes/000_001"]
+    assert fake.path.name == "000_001" and [path.name for path in fake.files["raw"]] == ["0000.png", "0001.png"]
+    options = Options(source=str(tmp_path), out=str(tmp_path / "out"), manipulations=["Deepfakes"], **PLAIN)
+    assert len(prepare.understand(options).videos) == len(found.videos) - 2 == 12
+    assert [row["frame"] for row in prepare.prepare_video(fake, options)] == [0, 1]
+
+
+def test_frames_are_not_converted_without_need(tmp_path):
+    clip = trees.write_video(tmp_path / "0.mp4", trees.clip_of("train", 0, 0, frames=2), crf=23)
+    frame = next(video.read(clip))
+    assert video.encodable(frame, "yuv420p") is frame and video.encodable(frame, "yuv444p") is not frame
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (40, 20)).save(tmp_path / "0.png", exif=exif)
+    (frame,) = video.read((tmp_path / "0.png",))
+    assert (frame.width, frame.height) == (20, 40)
 
 
 def test_shards_are_read_together(ff, tmp_path):

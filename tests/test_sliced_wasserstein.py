@@ -1,6 +1,5 @@
 """The room sliced_wasserstein: every backend against torch.sort in float64 and against POT."""
 
-import ot
 import pytest
 import torch
 from closeness import assert_close
@@ -68,6 +67,7 @@ def test_the_permutation_survives_its_narrow_storage(backend, points):
 
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_agreement_with_pot(backend, p):
+    ot = pytest.importorskip("ot")
     x, y = torch.randn(3, 50, 4).double(), torch.randn(3, 50, 4).double() + 1
     theta = torch.nn.functional.normalize(torch.randn(4, 20, dtype=torch.float64), dim=0)
     expected = [

@@ -1,7 +1,7 @@
 """Evaluate trained models on sets they may never have seen: one row per (set, manipulation, compression).
 
     python training/evaluate.py --checkpoint runs/embedded                          a run, on the set it was trained on
-    python training/evaluate.py --checkpoint runs/c23 runs/c40 --manifest ffpp.csv celebdf.csv
+    python training/evaluate.py --checkpoint runs/c23 runs/c40 --manifest pairs/ffpp pairs/celebdf
     python training/evaluate.py --checkpoint xception_best.pth --model legacy_xception --manifest ffpp.csv
 
 The row of a manipulation is its fakes against the reals of the same set and compression; the row "all" is every fake
@@ -34,7 +34,7 @@ if not __package__:  # run as a script, from wherever
 
 from training import figures, metrics, report, synthetic
 from training.config import Config
-from training.data import MANIFEST_COLUMNS, embedded_spec, pixels
+from training.data import MANIFEST_COLUMNS, embedded_spec, pixels, read_table
 from training.models import Detector, Trained, find_trained
 
 ALL = "all"
@@ -83,28 +83,31 @@ def load_image(source: np.ndarray | Path, size: int) -> np.ndarray:
     return np.array(image)
 
 
-def read_manifest(path: str | Path, size: int) -> dict[str, dict[str, Frames]]:
-    """The frames of a table of pairs: ``{split: {quality: frames}}``, ``raw`` first, then each compression.
+def read_manifest(path: str, size: int) -> dict[str, dict[str, Frames]]:
+    """The frames of a table of pairs: ``{split: {quality: frames}}``.
+
+    The first quality is called as the column ``reference`` says, else ``raw``; then comes each compression.
+
+    Args:
+        path: as :func:`training.data.read_table` takes it.
 
     Raises:
         ValueError: no such file, missing columns, labels other than 0 and 1, or a video in more than one split.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"manifest: no file '{path}'")
-    table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+    table = read_table(path)
     if missing := [column for column in MANIFEST_COLUMNS if column not in table]:
         raise ValueError(f"manifest {path}: expected the columns {list(MANIFEST_COLUMNS)}, missing {missing}")
     if not table["label"].isin([0, 1]).all():
         raise ValueError(f"manifest {path}: expected labels 0 and 1, got {sorted(set(table['label'].tolist()))}")
     fallback = {
-        "dataset": path.stem,
+        "dataset": Path(path).stem,
         "manipulation": np.where(table["label"] == 1, "fake", "real"),
         "video_id": table["path_raw"],
         "compression": "compressed",
+        "reference": RAW,
     }
     table = table.assign(**{name: value for name, value in fallback.items() if name not in table})
-    table = table.astype(dict.fromkeys([*IDENTITY, "compression"], str))
+    table = table.astype(dict.fromkeys([*IDENTITY, "compression", "reference"], str))
     table["video"] = table["group"] = table.groupby(IDENTITY, sort=False).ngroup()
     crossing = table.groupby("video")["split"].nunique().pipe(lambda count: count.index[count > 1])
     if len(crossing):
@@ -112,10 +115,13 @@ def read_manifest(path: str | Path, size: int) -> dict[str, dict[str, Frames]]:
         raise ValueError(f"manifest {path}: videos in more than one split: {', '.join(names)}")
 
     def frames(rows: pandas.DataFrame, column: str) -> Frames:
-        return Frames([path.parent / name for name in rows[column]], rows.reset_index(drop=True), size)
+        return Frames([Path(name) for name in rows[column]], rows.reset_index(drop=True), size)
 
     return {
-        split: {RAW: frames(rows.drop_duplicates("path_raw"), "path_raw")}
+        split: {
+            reference: frames(part, "path_raw")
+            for reference, part in rows.drop_duplicates("path_raw").groupby("reference")
+        }
         | {quality: frames(part, "path_compressed") for quality, part in rows.groupby("compression")}
         for split, rows in table.groupby("split")
     }
@@ -292,8 +298,8 @@ def parser() -> ArgumentParser:
     add("--config", action="config", help="YAML file of these options; later arguments override it.")
     kinds = "A run (every model of it), the folder of one model, or a file of weights; several."
     add("--checkpoint", type=str, nargs="+", required=True, help=kinds)
-    tables = "Tables of pairs, CSV or parquet (see train.py --help); without: the set each run was trained on."
-    add("--manifest", type=str, nargs="+", default=[], help=tables)
+    tables = "Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: "
+    add("--manifest", type=str, nargs="+", default=[], help=f"{tables}the set each run was trained on.")
     add("--model", type=str | None, default=None, help="timm model of files that come from elsewhere.")
     add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
     add("--split", type=str, default="test", help="Split to evaluate.")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from .data import pixels
 from .models import Detector, Trained, find_one_trained
+from .prepare_options import Options
 
 CLOSE = 1e-4  # relative L2 distance of logits between PyTorch and a file, float32 through a deep network
 BATCHES = (1, 3)  # sizes that a file is tried with
 SEED = 0
-MARGIN = 1.3
 
 
 class Student(nn.Module):
@@ -138,7 +138,12 @@ def parser() -> ArgumentParser:
     add("--out", type=str, nargs="+", required=True, help="Files to write, ending in .onnx or .pt2.")
     add("--model", type=str | None, default=None, help="timm model of a file that comes from elsewhere.")
     add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
-    add("--margin", type=PositiveFloat, default=MARGIN, help="Side of the crop over that of the face, for the record.")
+    add(
+        "--margin",
+        type=PositiveFloat,
+        default=Options.margin,
+        help="Crop over face, for the record.",
+    )
     return result
 
 

@@ -46,6 +46,8 @@ def cascade() -> Detector:
 @cache
 def yunet(model_file: str) -> Detector:
     """OpenCV's YuNet; ``model_file`` is its ONNX file, which OpenCV's model zoo has."""
+    if not Path(model_file).is_file():
+        raise ValueError(f"detector_file: no file '{model_file}'")
     try:
         import cv2
     except ImportError as error:
@@ -97,7 +99,7 @@ def follow(candidates: Sequence[np.ndarray]) -> np.ndarray:
     sizes = [max(boxes[:, 2] - boxes[:, 0], default=0.0) for boxes in candidates]
     start = int(np.argmax(sizes))
     if not sizes[start]:
-        raise BrokenVideo(f"no face found in any of {len(candidates)} frames")
+        raise BrokenVideo("no face found" + (f" in any of {len(candidates)} frames" if len(candidates) > 1 else ""))
     track = np.full((len(candidates), 4), np.nan)
     for order in (range(start, len(candidates)), range(start, -1, -1)):
         first = candidates[start]

@@ -4,29 +4,26 @@
     python training/predict.py folder --checkpoint runs/c40/add --csv frames.csv --annotate pictures
     python training/predict.py export --checkpoint runs/c40/add --out student.onnx   see export.py
 
-Faces are cropped as for training: the square box of the face times --margin, resized to the size the model was trained
-at. The score of a video is the mean over its frames. A file that cannot be read, or in which no face is found, is
-said on its line and does not stop the others. Exit status: 0 every file has a score, 1 some have none, 2 wrong usage.
+Crops are those of prepare.py for the same options: one face is followed through a video, its boxes smoothed, the crop
+stored at --size; then, as in training, it is resized to the size the model was trained at. The score of a video is the
+mean over its frames. A file that cannot be read, or in which no face is found, is said on its line and does not stop
+the others. Exit status: 0 every file has a score, 1 some have none, 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-import av
 import numpy as np
-import skimage.data
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from PIL import Image, ImageOps, UnidentifiedImageError
-from skimage.feature import Cascade
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveInt
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,21 +31,17 @@ if not __package__:  # run as a script, from wherever
 from training import export, figures
 from training.data import pixels
 from training.evaluate import load_image, score
-from training.export import MARGIN
 from training.models import Detector, find_one_trained
+from training.prepare import boxes_of, crop, evenly
+from training.prepare_options import Options
+from training.sources import IMAGES, VIDEOS
+from training.video import BrokenVideo, Clip, keep, length, pixels_of, read
 
-IMAGES = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".mpeg", ".webm", ".wmv"}
+CROPPING = ("frames", "size", "margin", "detector", "detector_file", "smoothing")  # options as of prepare.py
 THRESHOLD = 0.5
-DETECTED_AT = 480  # pixels of the longer side at which faces are looked for
-LEAST_FACE = 40  # pixels, at that size
 MAP = 4  # the least side of a feature map that is worth drawing
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
-
-
-class NotUsable(ValueError):
-    """Why a file gets no score."""
 
 
 @dataclass
@@ -56,24 +49,17 @@ class Answer:
     """What is said about a file.
 
     Attributes:
-        frames: for each frame looked at its number, box and probability of fake; box and probability are None where no
-            face was found.
+        frames: for each frame looked at its number, box and probability of fake.
         shown: the frame ``(H, W, 3)`` uint8, the box and the probability to draw: the most fake one of the file.
     """
 
-    frames: list[tuple[int, Box | None, float | None]] = field(default_factory=list)
+    frames: list[tuple[int, Box, float]] = field(default_factory=list)
     shown: tuple[np.ndarray, Box, float] | None = None
 
-    @property
-    def scores(self) -> list[float]:
-        return [score for _, _, score in self.frames if score is not None]
-
     def __str__(self) -> str:
-        mean, without = float(np.mean(self.scores)), len(self.frames) - len(self.scores)
-        text = f"{'fake' if mean >= THRESHOLD else 'real'} {mean:.3f}"
-        if len(self.frames) > 1:
-            text += f" (mean of {len(self.scores)} frames{f', {without} more without a face' if without else ''})"
-        return text
+        mean = float(np.mean([score for _, _, score in self.frames]))
+        several = f" (mean of {len(self.frames)} frames)" if len(self.frames) > 1 else ""
+        return f"{'fake' if mean >= THRESHOLD else 'real'} {mean:.3f}{several}"
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -92,116 +78,62 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def frames_of(path: Path, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and RGB pixels ``(H, W, 3)`` uint8 of an image (number 0) or of ``count`` frames spread over a video.
+def clip_of(path: Path) -> Clip:
+    """A file as a clip, an image as one of a single frame; its name tells which it is.
 
     Raises:
-        NotUsable: neither an image nor a video, or unreadable.
+        BrokenVideo: neither an image nor a video.
     """
-    try:
-        if path.suffix.lower() in IMAGES:
-            with Image.open(path) as image:
-                yield 0, np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        elif path.suffix.lower() in VIDEOS:
-            yield from _video(path, count)
-        else:
-            raise NotUsable("neither an image nor a video by its name")
-    except UnidentifiedImageError as error:
-        raise NotUsable("cannot be read: not an image") from error
-    except (OSError, av.FFmpegError, Image.DecompressionBombError) as error:
-        raise NotUsable(f"cannot be read: {error}") from error
+    if path.suffix.lower() in VIDEOS:
+        return path
+    if path.suffix.lower() in IMAGES:
+        return (path,)
+    raise BrokenVideo("neither an image nor a video by its name")
 
 
-def _video(path: Path, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise NotUsable("cannot be read: it has no pictures")
-        total = container.streams.video[0].frames or sum(1 for _ in container.decode(video=0))
-    if total == 0:
-        raise NotUsable("cannot be read: it has no frames")
-    wanted = range(total) if count == 0 else {(2 * i + 1) * total // (2 * count) for i in range(count)}
-    with av.open(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for number, frame in enumerate(container.decode(video=0)):
-            if number in wanted:
-                yield number, frame.to_ndarray(format="rgb24")
+def faces_of(path: Path, options: Options) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Number, pixels ``(H, W, 3)`` uint8 and box ``(4,)`` of each frame that is looked at.
 
+    A video is read twice, so that it may have any length: the boxes of a frame depend on later frames.
 
-# --------------------------------------------------------------------------------------------------------------- faces
+    Raises:
+        BrokenVideo: it cannot be read, or has no face.
+    """
+    clip = clip_of(path)
+    total = length(clip)
+    kept = evenly(total, options.frames)
+    boxes = boxes_of(path, keep(read(clip), kept, total), kept, options)
+    for number, box, frame in zip(kept, boxes, keep(read(clip), kept, total), strict=True):
+        yield number, pixels_of(frame), box
 
-
-def cascade(margin: float) -> Callable[[np.ndarray], Box | None]:
-    """Finds the largest face of a frame by scikit-image's LBP cascade; its box times the margin, within the frame."""
-    detector = Cascade(skimage.data.lbp_frontal_face_cascade_filename())
-
-    def find(frame: np.ndarray) -> Box | None:
-        height, width = frame.shape[:2]
-        shrink = min(1.0, DETECTED_AT / max(height, width))
-        small = np.asarray(Image.fromarray(frame).resize((round(width * shrink), round(height * shrink))))
-        least, most = (LEAST_FACE, LEAST_FACE), small.shape[:2]
-        if min(most) < LEAST_FACE:
-            return None
-        found = detector.detect_multi_scale(small, 1.2, 1, least, most)
-        if not found:
-            return None
-        face = max(found, key=lambda box: box["width"])
-        side = min(round(margin * face["width"] / shrink), height, width)
-        left, top = (
-            int(np.clip(round((face[corner] + face["width"] / 2) / shrink - side / 2), 0, length - side))
-            for corner, length in (("c", width), ("r", height))
-        )
-        return left, top, left + side, top + side
-
-    return find
-
-
-def whole(_: float) -> Callable[[np.ndarray], Box | None]:
-    """Takes every frame whole: it is a crop already."""
-    return lambda frame: (0, 0, frame.shape[1], frame.shape[0])
-
-
-FACES = {"cascade": cascade, "none": whole}
-FACES_HELP = "cascade (scikit-image's LBP frontal faces) or none (the files are crops already)"
 
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
 class Predictor:
-    """A model, how faces are found for it, and how many frames of a video it looks at."""
+    """A model, how faces are cut out for it, and how many at a time it looks at."""
 
-    def __init__(self, model: Detector, size: int, options: Namespace) -> None:
-        self.model, self.size, self.options = model, size, options
-        self.find = FACES[options.faces](options.margin)
+    def __init__(self, model: Detector, image_size: int, batch_size: int, cropping: Options) -> None:
+        self.model, self.image_size, self.batch_size, self.cropping = model, image_size, batch_size, cropping
 
-    def crop(self, frame: np.ndarray, box: Box) -> np.ndarray:
-        left, top, right, bottom = box
-        return load_image(frame[top:bottom, left:right], self.size)
+    def crop(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """A face as the model sees it: as prepare.py stores it, then as training loads it."""
+        return load_image(np.asarray(crop(frame, box, self.cropping.size)), self.image_size)
 
     def __call__(self, path: Path) -> Answer:
         """Look at a file.
 
         Raises:
-            NotUsable: it cannot be read, or no face is found.
+            BrokenVideo: it cannot be read, or no face is found.
         """
-        answer, waiting = Answer(), []
-        for number, frame in frames_of(path, self.options.frames):
-            waiting.append((number, frame, self.find(frame)))
-            if len(waiting) == self.options.batch_size:
-                self._judge(waiting, answer)
-                waiting = []
-        self._judge(waiting, answer)
-        if not answer.scores:
-            raise NotUsable("no face found" if len(answer.frames) == 1 else "no face found in any frame")
+        answer, faces = Answer(), faces_of(path, self.cropping)
+        while batch := list(islice(faces, self.batch_size)):
+            crops = torch.from_numpy(np.stack([self.crop(frame, box) for _, frame, box in batch]))
+            for (number, frame, box), value in zip(batch, score(self.model, [crops])[0].tolist(), strict=True):
+                answer.frames.append((number, tuple(box.tolist()), value))
+                if answer.shown is None or value > answer.shown[2]:
+                    answer.shown = (frame, box, value)
         return answer
-
-    def _judge(self, frames: list[tuple[int, np.ndarray, Box | None]], answer: Answer) -> None:
-        crops = [self.crop(frame, box) for _, frame, box in frames if box is not None]
-        scores = iter(score(self.model, [torch.from_numpy(np.stack(crops))])[0].tolist() if crops else [])
-        for number, frame, box in frames:
-            value = None if box is None else next(scores)
-            answer.frames.append((number, box, value))
-            if value is not None and (answer.shown is None or value > answer.shown[2]):
-                answer.shown = (frame, box, value)
 
 
 def grad_cam(model: Detector, image: np.ndarray) -> np.ndarray:
@@ -229,6 +161,7 @@ def grad_cam(model: Detector, image: np.ndarray) -> np.ndarray:
 
 
 def parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     result = ArgumentParser(
         prog="python training/predict.py",
         description=__doc__.partition("\n")[0],
@@ -240,12 +173,11 @@ def parser() -> ArgumentParser:
     add("--checkpoint", type=str, required=True, help="The folder of a model in a run, or a file of weights.")
     add("--model", type=str | None, default=None, help="timm model of a file that comes from elsewhere.")
     add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
-    add("--faces", type=Literal[tuple(FACES)], default="cascade", help=f"How faces are found: {FACES_HELP}.")
-    add("--margin", type=PositiveFloat, default=MARGIN, help="Side of the crop over that of the face.")
-    add("--frames", type=NonNegativeInt, default=32, help="Frames of a video, evenly spread; 0: all.")
     add("--csv", type=str | None, default=None, help="File for the box and score of every frame.")
     add("--annotate", type=str | None, default=None, help="Folder for a picture per file: box, score, Grad-CAM.")
     add("--batch_size", type=PositiveInt, default=32, help="Crops per batch.")
+    others = {f.name for f in fields(Options)} - set(CROPPING)
+    result.add_class_arguments(Options, nested_key=None, skip=others)
     return result
 
 
@@ -253,29 +185,32 @@ def run(options: Namespace) -> int:
     """Everything the command does; returns its exit status."""
     root = Path(options.input)
     files = files_of(root)
+    source = str(root if root.is_dir() else root.parent)
+    cropping = Options(source=source, **{key: options[key] for key in CROPPING})
     trained = find_one_trained(options.checkpoint, options.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = trained.load(device)
     if model.fit and not model.fit.complete:
         print(f"note: {model.fit}", file=sys.stderr)
-    predictor, lines, failed = Predictor(model, trained.image_size(options.image_size), options), [], 0
+    predictor = Predictor(model, trained.image_size(options.image_size), options.batch_size, cropping)
+    lines, failed = [], 0
     for path in files:
         try:
             answer = predictor(path)
-        except NotUsable as reason:
+        except BrokenVideo as reason:
             failed += 1
             print(f"{path}: {reason}")
             lines.append([path, None, None, None, None, None, None, str(reason)])
             continue
         print(f"{path}: {answer}")
         for number, box, value in answer.frames:
-            lines.append([path, number, *(box or [None] * 4), value, None if box else "no face found"])
+            lines.append([path, number, *box, value, None])
         if options.annotate:
             frame, box, value = answer.shown
             target = Path(options.annotate) / (path.relative_to(root) if root.is_dir() else Path(path.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            crop = predictor.crop(frame, box)
-            picture = (frame, box, value, crop, grad_cam(model, crop))
+            face = predictor.crop(frame, box)
+            picture = (frame, box, value, face, grad_cam(model, face))
             pictures = figures.render(lambda theme, picture=picture: figures.prediction(theme, *picture), [])
             target.with_name(f"{target.name}.png").write_bytes(pictures["light"])
     if options.csv:

@@ -17,17 +17,20 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import av
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -100,25 +103,39 @@ def evenly(total: int, count: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def boxes_of(video: Video, frames: list, kept: list[int], options: Options) -> np.ndarray:
-    """``(T, 4)`` int64: the one box of each kept frame for every quality; ``frames`` are those of the reference."""
-    width, height = frames[0].width, frames[0].height
+def boxes_of(path: Path, frames: Iterable[av.VideoFrame], kept: list[int], options: Options) -> np.ndarray:
+    """The square to cut from each kept frame of a clip, in every quality.
+
+    Args:
+        path: names the clip in a table of boxes.
+        frames: the kept frames of the reference.
+        kept: their numbers.
+
+    Returns:
+        ``(T, 4)`` int64: left, top, right, bottom in pixels; right and bottom lie outside.
+
+    Raises:
+        BrokenVideo: no frame has a face.
+    """
+    first = next(frames := iter(frames))
+    width, height = first.width, first.height
     if options.detector == "none":
         return np.tile([0, 0, width, height], (len(kept), 1))
     times = np.array(kept, float)
     if options.detector == "file":
-        name = video.path.relative_to(options.source).as_posix()
+        name = path.relative_to(options.source).as_posix()
         given = faces.read_boxes(options.detector_file).get(name)
         if given is None:
             raise BrokenVideo(f"{options.detector_file} has no box for '{name}'")
         track = np.stack([np.interp(times, given[:, 0], column) for column in given[:, 1:].T], axis=1)
     else:
         detect = faces.cascade() if options.detector == "cascade" else faces.yunet(options.detector_file)
-        track = faces.follow([detect(pixels_of(frame)) for frame in frames])
+        track = faces.follow([detect(pixels_of(frame)) for frame in chain([first], frames)])
     return faces.squares(faces.smooth(track, times, options.smoothing), options.margin, width, height)
 
 
 def crop(pixels: np.ndarray, box: np.ndarray, size: int | None) -> Image.Image:
+    """The box of a frame ``(H, W, 3)`` uint8, resized to a side of ``size`` pixels unless that is None."""
     image = Image.fromarray(pixels)
     if size is None:
         return image.crop(tuple(box.tolist()))
@@ -147,7 +164,7 @@ def prepare_video(video: Video, options: Options) -> list[dict]:
             yield frame
 
     frames = list(keep(source(), kept, total))
-    boxes = boxes_of(video, frames, kept, options)
+    boxes = boxes_of(video.path, frames, kept, options)
     written = {video.reference: _write(video, video.reference, frames, kept, boxes, options)}
     for level in levels:
         twins = encoders[level].decoded() if level in encoders else read(video.files[level])
@@ -225,7 +242,8 @@ def outcomes(videos: list[Video], options: Options) -> Iterator[tuple[Video, str
     while waiting:
         batch, width = waiting.pop()
         lost = []
-        with ProcessPoolExecutor(min(width, max(len(batch), 1)), mp_context=context) as pool:
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C lets the videos at work be finished
+        with ProcessPoolExecutor(min(width, max(len(batch), 1)), context, signal.signal, ignore) as pool:
             futures = {pool.submit(_work, video, options): video for video in batch}
             try:
                 for future in as_completed(futures):

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 # On small frames libx264's AVX-512 code gives another bitstream at every run (seen with libavcodec 62.28).
 INSTRUCTIONS = {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
@@ -155,7 +155,7 @@ def read(clip: Clip) -> Iterator[av.VideoFrame]:
 def _images(paths: tuple[Path, ...]) -> Iterator[av.VideoFrame]:
     for path in paths:
         with Image.open(path) as image:
-            yield of_pixels(np.asarray(image.convert("RGB")))
+            yield of_pixels(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
 def _decode(path: Path) -> Iterator[av.VideoFrame]:

@@ -191,3 +191,4 @@ class FrequencyAttentionLoss(nn.Module):
 
 
 _dispatch.load("cpp", "add_ops.frequency_attention.cpp_kernels")
+_dispatch.load("triton", "add_ops.frequency_attention.triton_kernels")

@@ -373,3 +373,4 @@ class MultiViewLoss(nn.Module):
 
 
 _dispatch.load("cpp", "add_ops.multi_view.cpp_kernels")
+_dispatch.load("triton", "add_ops.multi_view.triton_kernels")

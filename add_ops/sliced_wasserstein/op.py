@@ -194,3 +194,4 @@ class SlicedWassersteinLoss(nn.Module):
 
 
 _dispatch.load("cpp", "add_ops.sliced_wasserstein.cpp_kernels")
+_dispatch.load("triton", "add_ops.sliced_wasserstein.triton_kernels")

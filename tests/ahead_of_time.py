@@ -1,0 +1,244 @@
+"""Compiles the package's Triton kernels for GPUs that need not be here, and refuses what goes over the budget.
+
+Every launcher runs on meta tensors of the shipped shapes at batch 144. Where it would launch a kernel, the kernel is
+compiled as Triton would specialise it for these arguments (types, constexprs, divisibility by 16, ones), by way of a
+driver that names a GPU and has none.
+
+    python tests/ahead_of_time.py               each way through the kernels
+    python tests/ahead_of_time.py --all         every configuration for sm_80, sm_90 and sm_100 (long)
+    python tests/ahead_of_time.py --self-test   kernels that break the budget are refused
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from add_ops import _dispatch, _triton
+from benchmarks.entry import MAPS, POINTS, STAGES, Points, Shape
+
+BATCH, VIEWS, PROJECTIONS = 144, 12, 64
+REGISTERS, CPU_SECONDS = 2**16, 30
+"""Of all threads of one program together, and what compiling it may take."""
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""Bytes of shared memory that one program can have, by architecture."""
+DISTANCES = ("l2", "cosine", "gaussian")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Pretended:
+    """A driver whose current GPU has the compute capability it was told; its number stands for the device, too."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def cpu_seconds() -> float:
+    """Of this process and the assemblers that it started."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def usage(cubin: bytes) -> dict[str, int]:
+    """``{"REG": …, "STACK": …, "LOCAL": …}`` of the one function in ``cubin``; a spilled register lies on the stack."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+
+
+def refusals(kernel: Any, capability: int, seconds: float) -> list[str]:
+    """What in a compiled kernel goes over the budget."""
+    used = usage(kernel.asm["cubin"])
+    registers = 32 * kernel.metadata.num_warps * used["REG"]
+    shared, most = kernel.metadata.shared, SHARED[capability]
+    return [
+        text
+        for over, text in (
+            (used["STACK"] + used["LOCAL"] > 0, f"spills: {used['STACK']} bytes of stack, {used['LOCAL']} local"),
+            (registers > REGISTERS, f"{registers} registers of {REGISTERS}"),
+            (shared > most, f"{shared} bytes of shared memory of {most}"),
+            (seconds > CPU_SECONDS, f"{seconds:.0f} CPU seconds to compile, at most {CPU_SECONDS}"),
+        )
+        if over
+    ]
+
+
+def described(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    tensors = ", ".join(str(x.dtype).removeprefix("torch.") for x in args if isinstance(x, Tensor))
+    return f"{kernel.__name__}({tensors}; {', '.join(f'{name}={value}' for name, value in options.items())})"
+
+
+class Compiler:
+    """Stands in for ``_triton.launch``: compiles for ``capabilities`` what has not been compiled yet, and judges it."""
+
+    def __init__(self, capabilities: Iterable[int] = SHARED) -> None:
+        self.capabilities = tuple(capabilities)
+        self.launcher = ""
+        self.launches: Counter[str] = Counter()
+        self.seen: set[tuple[int, str]] = set()
+        self.refused: list[str] = []
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        self.launches[self.launcher] += 1
+        for capability in self.capabilities:
+            triton.runtime.driver.set_active(Pretended(capability))
+            start, line = cpu_seconds(), f"sm_{capability} {described(kernel, args, options)}:"
+            try:
+                compiled = kernel.warmup(*args, grid=grid, **_triton.OPTIONS | options)
+            except Exception as error:  # whatever the compiler dies of
+                print(line, f"REFUSED does not compile: {type(error).__name__}: {error}", flush=True)
+                self.refused.append(f"{line} does not compile")
+                continue
+            seconds = cpu_seconds() - start
+            if (capability, compiled.hash) in self.seen:
+                continue
+            self.seen.add((capability, compiled.hash))
+            used, wrong = usage(compiled.asm["cubin"]), refusals(compiled, capability, seconds)
+            line += f" {used['REG']} registers, {compiled.metadata.shared} bytes shared, {seconds:.1f} s"
+            print(line, *(f"REFUSED {text}" for text in wrong), flush=True)
+            self.refused += [f"{line} {text}" for text in wrong]
+
+
+class Case(NamedTuple):
+    """Which configurations to compile: every primitive on maps of this shape, and on their pixels as points."""
+
+    dtype: torch.dtype
+    shape: Shape
+    layout: torch.memory_format = torch.contiguous_format
+    distances: tuple[str, ...] = ("l2",)
+    capabilities: tuple[int, ...] = (90,)
+
+
+def every_case() -> list[Case]:
+    """All that is shipped."""
+    settings = product(DTYPES, (*MAPS, *POINTS), (torch.contiguous_format, torch.channels_last))
+    return [Case(*setting, DISTANCES, tuple(SHARED)) for setting in settings]
+
+
+def representative_cases() -> list[Case]:
+    """Each way through the kernels once on sm_90, and the largest tiles everywhere."""
+    square = {shape.height: shape for shape in (*MAPS, *STAGES)}
+    last = torch.channels_last
+    return [
+        Case(torch.float32, square[56], capabilities=tuple(SHARED)),
+        Case(torch.float32, square[31], last),
+        Case(torch.float32, square[16], last, DISTANCES),
+        Case(torch.float32, square[8]),
+        Case(torch.bfloat16, square[16]),
+        Case(torch.float16, square[8], last),
+        Case(torch.float64, square[16]),
+    ]
+
+
+def launch(case: Case, compiler: Compiler) -> None:
+    """Call every registered launcher, forward and backward, on meta tensors."""
+
+    def run(name: str, *args: Any) -> Any:
+        compiler.launcher = name
+        return _dispatch._kernels[name, "triton"][0](*args)
+
+    def features() -> Tensor:
+        return torch.empty(BATCH, *case.shape[1:4], dtype=case.dtype, device="meta", memory_format=case.layout)
+
+    compiler.capabilities = case.capabilities
+    if isinstance(case.shape, Points):
+        points = torch.empty(BATCH, *case.shape[1:3], dtype=case.dtype, device="meta")
+    else:
+        points = features().flatten(2).mT
+        for distance in case.distances:
+            student, teacher = features(), features()
+            out = run("spectral_distance", student, teacher, distance, 1.0, "forward")
+            run("spectral_distance_backward", out, student, teacher, distance, 1.0, "forward")
+        views = torch.empty(VIEWS, 3, device="meta")
+        out, energy = run("view_histogram", student, views, case.shape.channels // 2, "index")
+        run("view_histogram_backward", out, student, views, out, energy, "index")
+    projections = torch.empty(points.shape[2], PROJECTIONS, device="meta")
+    values, order = run("project_and_sort", points, projections)
+    run("project_and_sort_backward", values, order, projections)
+
+
+def compile_all(cases: list[Case]) -> list[str]:
+    """What goes over the budget."""
+    _triton.launch = compiler = Compiler()
+    for case in cases:
+        launch(case, compiler)
+    print(*(f"{launcher}: {count} launches" for launcher, count in compiler.launches.items()), sep="\n")
+    return compiler.refused
+
+
+@triton.jit
+def _spilling(x_ptr, SIZE: tl.constexpr):
+    """Holds the whole of x in the registers of one warp."""
+    x = tl.load(x_ptr + tl.arange(0, SIZE))
+    tl.store(x_ptr + tl.arange(0, SIZE), x / tl.sum(x))
+
+
+@triton.jit
+def _greedy(x_ptr, steps, SIZE: tl.constexpr):
+    """Keeps many tiles of both factors in shared memory at once."""
+    index = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    total = tl.zeros((SIZE, SIZE), tl.float32)
+    for step in range(steps):
+        x = tl.load(x_ptr + 2 * step * SIZE * SIZE + index)
+        y = tl.load(x_ptr + (2 * step + 1) * SIZE * SIZE + index)
+        total = tl.dot(x, y, total)
+    tl.store(x_ptr + index, total)
+
+
+def self_test() -> bool:
+    """Whether each bad kernel is refused, for the reason that it is made of, on every architecture."""
+    compiler = Compiler()
+    x = torch.empty(2**20, device="meta")
+    compiler(_spilling, (1,), x, SIZE=2**15, num_warps=1)
+    compiler(_greedy, (1,), x.half(), 32, SIZE=128, num_warps=8, num_stages=6)
+    wanted = [(sm, word) for word in ("_spilling.* spills", "_greedy.* of shared memory") for sm in SHARED]
+    return all(any(re.match(f"sm_{sm} {word}", text) for text in compiler.refused) for sm, word in wanted)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every configuration")
+    parser.add_argument("--self-test", action="store_true", help="exit with 0 if each of two bad kernels is refused")
+    options = parser.parse_args()
+    triton.knobs.compilation.always_compile = True  # the time is part of the budget
+    print(f"triton {triton.__version__}")
+    if options.self_test:
+        return int(not self_test())
+    refused = compile_all(every_case() if options.all else representative_cases())
+    print(f"{len(refused)} over the budget", *refused, sep="\n")
+    return int(bool(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

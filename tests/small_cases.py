@@ -1,0 +1,24 @@
+"""The Triton kernels on small CUDA tensors, forward and backward: what ``make gpu`` runs under compute-sanitizer."""
+
+import torch
+
+import add_ops
+
+CASES = [((3, 5, 4, 4), torch.contiguous_format), ((1, 9, 16, 16), torch.channels_last), ((1, 5, 13, 22), None)]
+
+
+def main() -> None:
+    for shape, layout in CASES:
+        x = torch.randn(shape, device="cuda")
+        x = (x.mT.contiguous().mT if layout is None else x.contiguous(memory_format=layout)).requires_grad_()
+        values = [add_ops.spectral_distance(x, torch.zeros_like(x), name) for name in ("l2", "cosine", "gaussian")]
+        values.append(add_ops.view_histogram(x, add_ops.sample_views(3, device="cuda"), max(shape[1] // 2, 1)))
+        theta = add_ops.sample_projections(shape[1], 5, device="cuda")
+        values.append(add_ops.project_and_sort(x.flatten(2).mT, theta)[0])
+        sum(value.square().sum() for value in values).backward()
+        print(f"{shape} ran, the gradient's norm is {float(x.grad.norm()):.3g}")
+
+
+if __name__ == "__main__":
+    with add_ops.use_backend("triton"):
+        main()

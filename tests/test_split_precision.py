@@ -1,0 +1,125 @@
+"""The precision of the tensor cores, emulated: what Triton's interpreter, which multiplies in float32, cannot show.
+
+The kernels themselves run in the interpreter; only ``tl.dot`` is replaced. A tensor core rounds float32 to tf32, that
+is to 10 bits of mantissa, multiplies exactly and adds in float32. ``tf32x3`` gives it the halves hi = tf32(x) and
+lo = tf32(x - hi) and adds lo·hi + hi·lo + hi·hi.
+"""
+
+import numpy as np
+import pytest
+import torch
+from closeness import relative_error
+
+import add_ops
+
+triton = pytest.importorskip("triton")
+if add_ops.backends()["triton"] != "available" or torch.cuda.is_available():
+    pytest.skip("needs Triton in its interpreter", allow_module_level=True)
+
+from triton._C.libtriton.ir import INPUT_PRECISION  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+BOUND = 5e-6
+"""Relative L2 that float32 input may lose."""
+SCALES = [1e-6, 1.0, 1e4]
+SHAPES = [(2, 40, 4, 4), (1, 40, 8, 8), (1, 12, 16, 16), (1, 6, 7, 13), (1, 2, 32, 32)]
+
+
+def tf32(x):
+    """Float32 rounded to the nearest number of 10 bits of mantissa, ties away from zero."""
+    return ((x.astype(np.float32).view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
+def product(a, b, precision):
+    """``a @ b`` as a tensor core gives it: a product of two tf32 numbers is exact in float32."""
+    if precision == INPUT_PRECISION.IEEE:
+        return np.matmul(a, b)
+    if precision == INPUT_PRECISION.TF32:
+        return np.matmul(tf32(a), tf32(b))
+    assert precision == INPUT_PRECISION.TF32x3
+    low_a, low_b = a - tf32(a), b - tf32(b)
+    return np.matmul(tf32(low_a), tf32(b)) + np.matmul(tf32(a), tf32(low_b)) + np.matmul(tf32(a), tf32(b))
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Make ``tl.dot`` of float32 a tensor core's; ``tensor_cores.split = False`` leaves plain tf32 of tf32x3."""
+
+    class Cores:
+        split = True
+        products = 0
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        if a.data.dtype != np.float32:  # float64, and halves, whose products are exact
+            return interpret(self, a, b, d, input_precision, max_num_imprecise_acc)
+        if not Cores.split and input_precision == INPUT_PRECISION.TF32x3:
+            input_precision = INPUT_PRECISION.TF32
+        Cores.products += 1
+        return interpreter.TensorHandle(product(a.data, b.data, input_precision) + d.data, d.dtype.scalar)
+
+    interpret = interpreter.InterpreterBuilder.create_dot
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    with add_ops.use_backend("triton"):
+        yield Cores
+
+
+def errors(primitive, x, upstream):
+    """Of values and gradient, against the reference in float64."""
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        inputs = x.to(dtype).requires_grad_()
+        with add_ops.use_backend(backend):
+            values = primitive(inputs)
+            results.append((values, torch.autograd.grad(values, inputs, upstream.to(dtype))[0]))
+    return [relative_error(one, other) for one, other in zip(*results, strict=True)]
+
+
+def test_the_emulation_by_hand():
+    assert tf32(np.array([1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -3e-6], np.float32)).tolist() == [
+        1 + 2**-10,
+        1 + 2**-10,
+        1,
+        -(2**-19) * (1 + round((3e-6 * 2**19 - 1) * 2**10) / 2**10),
+    ]
+    a, b = (np.full((1, 1), value, np.float32) for value in (1 + 2**-12, 3.0))
+    assert product(a, b, INPUT_PRECISION.TF32) == 3
+    assert product(a, b, INPUT_PRECISION.TF32x3) == 3 + 3 * 2**-12
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_spectral_distance(tensor_cores, shape, scale):
+    student, teacher = scale * torch.randn(2, *shape)
+    weights = 10 ** (6 * torch.rand(shape[0], *shape[2:]))  # as large as exp(gamma m) becomes
+
+    def primitive(x):
+        return add_ops.spectral_distance(x, teacher.to(x.dtype))
+
+    assert max(errors(primitive, student, weights)) <= BOUND and tensor_cores.products
+    tensor_cores.split = False
+    assert min(errors(primitive, student, weights)) > BOUND
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_view_histogram(tensor_cores, scale):
+    features, views = scale * torch.randn(2, 40, 4, 4), add_ops.sample_views(3)
+    upstream = torch.randn(2, 3, 20)
+    assert max(errors(lambda x: add_ops.view_histogram(x, views, 20), features, upstream)) <= BOUND
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("points", [40, 260])
+def test_project_and_sort(tensor_cores, points, scale):
+    """The gradient of the sum of squares: which of two near points comes first, float32 does not know."""
+    x, theta = scale * torch.randn(1, points, 200), add_ops.sample_projections(200, 3)
+
+    def primitive(x):
+        return add_ops.project_and_sort(x, theta)[0]
+
+    def errors_of_both():
+        upstream = primitive(x)
+        return errors(primitive, x, upstream)
+
+    assert max(errors_of_both()) <= BOUND and tensor_cores.products
+    tensor_cores.split = False
+    assert min(errors_of_both()) > BOUND
