@@ -68,7 +68,7 @@ def implement(
 
 
 def check(backend: str, hindrance: Callable[[], str | None]) -> None:
-    """Ask ``hindrance()`` whenever ``backend`` is asked for: why it cannot run on this machine as it stands, or None."""
+    """Ask ``hindrance()`` whenever ``backend`` is asked for: why it cannot run here as things stand, or None."""
     _hindrances[backend] = hindrance
 
 

@@ -177,7 +177,7 @@ def parser() -> ArgumentParser:
     add("--annotate", type=str | None, default=None, help="Folder for a picture per file: box, score, Grad-CAM.")
     add("--batch_size", type=PositiveInt, default=32, help="Crops per batch.")
     others = {f.name for f in fields(Options)} - set(CROPPING)
-    result.add_class_arguments(Options, nested_key=None, skip=others)
+    result.add_class_arguments(Options, nested_key=None, as_group=False, skip=others)
     return result
 
 
