@@ -174,7 +174,9 @@ def test_broken_videos_are_listed_and_the_rest_survives(ff, tmp_path, capsys):
 def test_interrupted_and_rerun(ff, tmp_path, end):
     words = [f"{key}={str(value).replace(' ', '')}" for key, value in PLAIN.items()]
     command = [sys.executable, prepare.__file__, str(ff), f"out={tmp_path / 'out'}", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    # A job in a shell's background inherits a Ctrl-C that is ignored; a user's terminal does not.
+    heard = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **heard)
     rows, limit = tmp_path / "out" / "rows", time.monotonic() + 60
     while not list(rows.rglob("*.json")):
         assert process.poll() is None and time.monotonic() < limit
