@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from training import data, metrics, synthetic
 from training.config import DEFAULT, Config, load, parse
+from training.study import StudyConfig
 from training.train import main
 
 CONFIGS = sorted(DEFAULT.parent.glob("*.yaml"))
@@ -29,10 +30,11 @@ def test_overrides_in_both_spellings():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations(path, tmp_path):
-    config = parse(["--config", str(path)])
+    kind = StudyConfig if path.stem == "study" else Config
+    config = parse(["--config", str(path)], kind)
     assert config.name == path.stem
     (tmp_path / "saved.yaml").write_text(config.to_yaml())
-    assert load(tmp_path / "saved.yaml") == parse(["--config", str(tmp_path / "saved.yaml")]) == config
+    assert load(tmp_path / "saved.yaml", kind) == parse(["--config", str(tmp_path / "saved.yaml")], kind) == config
 
 
 def test_paper_numbers_of_resnet50():
