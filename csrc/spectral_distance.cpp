@@ -21,8 +21,8 @@ struct Shape {
   int height, width;
   int64_t half() const { return int64_t(width / 2 + 1) * height; }
   int64_t pixels() const { return int64_t(height) * width; }
-  // Channels that one thread sums before it writes float64 partial sums: a matter of the shape alone.
-  int64_t chunk() const { return std::max<int64_t>(32, channels / 512 * 32); }
+  // Channels that one thread sums before it writes float64 partial sums: a matter of the shape alone, not of the threads.
+  int64_t chunk() const { return std::min<int64_t>(512, std::max<int64_t>(32, batch * channels / 1024 * 32)); }
   int64_t chunks() const { return (channels + chunk() - 1) / chunk(); }
   int64_t chunk_size(int64_t i) const { return std::min(chunk(), channels - i * chunk()); }
 
@@ -183,7 +183,7 @@ void spectral_distance_backward(const py::array& grad, const py::array& student,
   require_writeable(out, "out");
   if (out.size() == 0) return;
   call.task.gradient = features_of(out);
-  call.task.stream = out.nbytes() >= 4 << 20;
+  call.task.stream = out.nbytes() >= 16 << 20;
   const double squared = scale * scale;
   const double factor = (call.task.distance == Distance::l2       ? 2 * squared
                          : call.task.distance == Distance::cosine ? -1.0

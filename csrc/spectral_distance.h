@@ -37,6 +37,8 @@ struct Axis {
 template <typename T>
 struct Plan {
   int height, width, pitch;  // a plane is `height` rows of `pitch` slots
+  int staged_pitch;          // numbers from one channel to the next where channels are copied on their way to the plane,
+  int staged_groups;         // 2·lanes channels times this at once
   bool small;                // the whole plane fits the first-level cache
   Axis<T> rows, columns;     // transforms along the rows (length width) and along the columns (length height)
   const int* slot_of_pixel;     // [height · width]

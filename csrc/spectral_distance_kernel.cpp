@@ -6,7 +6,7 @@
 // separates them. Spectra are visited as pairs of columns v and -v, whose rows u and -u hold k and -k.
 #include "spectral_distance.h"
 #include "spectral_distance_fft.h"
-#include "spectral_distance_simd.h"
+#include "spectral_distance_planes.h"
 
 namespace add_ops {
 namespace ADD_OPS_ISA {
@@ -15,6 +15,7 @@ template <typename T>
 struct Workspace {
   Complex<T>*plane, *other;  // other: the teacher's spectrum where it is needed by itself
   Complex<T>* scratch;
+  T *staged, *other_staged;
   Vec<T>* sums;  // forward only
 };
 
@@ -22,119 +23,18 @@ template <typename T>
 static size_t layout(const SpectralTask& task, void* memory, Workspace<T>* workspace) {
   const Plan<T>& plan = *static_cast<const Plan<T>*>(task.plan);
   const size_t slots = size_t(plan.height) * plan.pitch, longest = plan.height > plan.width ? plan.height : plan.width;
+  const bool separate = task.distance == Distance::cosine;
   auto* at = static_cast<Complex<T>*>(memory);
   const auto take = [&](size_t count) { return at += count, at - count; };
-  Complex<T>* plane = take(slots);
-  Complex<T>* other = task.distance == Distance::cosine ? take(slots) : nullptr;
-  Complex<T>* scratch = take(longest);
-  Complex<T>* sums = take((size_t(plan.width / 2 + 1) * plan.height + lanes<T> + 1) / 2);
-  if (workspace) *workspace = {plane, other, scratch, reinterpret_cast<Vec<T>*>(sums)};
+  Workspace<T> taken;
+  taken.plane = take(slots);
+  taken.other = separate ? take(slots) : nullptr;
+  taken.scratch = take(longest);
+  taken.staged = reinterpret_cast<T*>(take(size_t(plan.staged_groups) * plan.staged_pitch));
+  taken.other_staged = separate ? reinterpret_cast<T*>(take(size_t(plan.staged_groups) * plan.staged_pitch)) : nullptr;
+  taken.sums = reinterpret_cast<Vec<T>*>(take((size_t(plan.width / 2 + 1) * plan.height + lanes<T> + 1) / 2));
+  if (workspace) *workspace = taken;
   return size_t(reinterpret_cast<char*>(at) - static_cast<char*>(memory));
-}
-
-// ---- between feature maps and planes ---------------------------------------------------------------------------------
-
-// Channels [channel, channel + valid) of one sample, valid <= 2·lanes.
-template <typename E>
-struct View {
-  E* data;
-  int64_t c, h, w;
-  View(const Features& f, int64_t sample, int64_t channel)
-      : data(static_cast<E*>(f.data) + sample * f.stride[0] + channel * f.stride[1]),
-        c(f.stride[1]), h(f.stride[2]), w(f.stride[3]) {}
-  bool planar(int width) const { return w == 1 && h == width; }
-};
-
-// Pixels [begin, end) of the student, or of student - teacher, into the plane. `end - begin` is a number of whole rows.
-template <typename T, typename E, bool difference>
-static void load_pixels(const Plan<T>& plan, const View<E>& student, const View<E>& teacher, int valid, int begin, int end,
-                        Complex<T>* plane) {
-  constexpr int n = lanes<T>;
-  const auto vector = [&](const E* s, const E* t) __attribute__((always_inline)) {
-    return difference ? load_as<T>(s) - load_as<T>(t) : load_as<T>(s);
-  };
-  if (student.planar(plan.width) && (!difference || teacher.planar(plan.width)) && end - begin >= n) {
-    const auto squares = [&](auto full) __attribute__((always_inline)) {
-      for (int pixel = begin; pixel < end; pixel += n) {
-        const int first = pixel < end - n ? pixel : end - n;  // the last square may overlap the one before
-        const E *s = student.data + first, *t = teacher.data + first;
-        for (int part = 0; part < 2; ++part) {
-          Vec<T> square[n];
-          ADD_OPS_UNROLL for (int i = 0; i < n; ++i, s += student.c, t += teacher.c)
-            square[i] = full || part * n + i < valid ? vector(s, t) : Vec<T>{};
-          transpose<T>(square);
-          ADD_OPS_UNROLL for (int i = 0; i < n; ++i) (&plane[plan.slot_of_pixel[first + i]].re)[part] = square[i];
-        }
-      }
-    };
-    valid == 2 * n ? squares(std::true_type()) : squares(std::false_type());
-    return;
-  }
-  const bool in_place = student.c == 1 && (!difference || teacher.c == 1) && valid == 2 * n;
-  E s[2 * n] = {}, t[2 * n] = {};
-  for (int pixel = begin, row = begin / plan.width; pixel < end; ++row) {
-    for (int column = 0; column < plan.width; ++column, ++pixel) {
-      const E *from = student.data + row * student.h + column * student.w, *minus = teacher.data + row * teacher.h + column * teacher.w;
-      if (!in_place) {
-        for (int c = 0; c < valid; ++c) s[c] = from[c * student.c];
-        if (difference)
-          for (int c = 0; c < valid; ++c) t[c] = minus[c * teacher.c];
-        from = s, minus = t;
-      }
-      plane[plan.slot_of_pixel[pixel]] = {vector(from, minus), vector(from + n, minus + n)};
-    }
-  }
-}
-
-template <typename T, typename E>
-static void store_pixels(const Plan<T>& plan, const Complex<T>* plane, int valid, int begin, int end, const View<E>& gradient,
-                         bool streaming) {
-  constexpr int n = lanes<T>;
-  if (gradient.planar(plan.width) && end - begin >= n) {
-    const auto square_at = [&](int first, int part, Vec<T>(&square)[n]) __attribute__((always_inline)) {
-      ADD_OPS_UNROLL for (int i = 0; i < n; ++i) square[i] = (&plane[plan.slot_of_pixel[first + i]].re)[part];
-      transpose<T>(square);
-    };
-    if constexpr (std::is_same_v<T, E>) {
-      constexpr int line = 64 / sizeof(T);  // whole cache lines not 4 KiB apart, or streaming does harm
-      const auto address = reinterpret_cast<uintptr_t>(gradient.data + begin);
-      if (streaming && valid == 2 * n && address % 64 == 0 && gradient.c % line == 0 &&
-          gradient.c * sizeof(T) % 4096 != 0 && (end - begin) % line == 0) {
-        for (int pixel = begin; pixel < end; pixel += line) {
-          for (int part = 0; part < 2; ++part) {
-            Vec<T> squares[line / n][n];
-            ADD_OPS_UNROLL for (int k = 0; k < line / n; ++k) square_at(pixel + k * n, part, squares[k]);
-            ADD_OPS_UNROLL for (int i = 0; i < n; ++i)
-              ADD_OPS_UNROLL for (int k = 0; k < line / n; ++k)
-                stream(gradient.data + (part * n + i) * gradient.c + pixel + k * n, squares[k][i]);
-          }
-        }
-        return;
-      }
-    }
-    for (int pixel = begin; pixel < end; pixel += n) {
-      const int first = pixel < end - n ? pixel : end - n;
-      for (int part = 0; part < 2; ++part) {
-        Vec<T> square[n];
-        square_at(first, part, square);
-        ADD_OPS_UNROLL for (int i = 0; i < n; ++i)
-          if (part * n + i < valid) store_as<T>(gradient.data + (part * n + i) * gradient.c + first, square[i]);
-      }
-    }
-    return;
-  }
-  const bool in_place = gradient.c == 1 && valid == 2 * n;
-  E g[2 * n];
-  for (int pixel = begin, row = begin / plan.width; pixel < end; ++row) {
-    for (int column = 0; column < plan.width; ++column, ++pixel) {
-      E* to = gradient.data + row * gradient.h + column * gradient.w;
-      const Complex<T>& value = plane[plan.slot_of_pixel[pixel]];
-      store_as<T>(in_place ? to : g, value.re);
-      store_as<T>(in_place ? to + n : g + n, value.im);
-      if (!in_place)
-        for (int c = 0; c < valid; ++c) to[c * gradient.c] = g[c];
-    }
-  }
 }
 
 // ---- at a pair of frequencies k, -k ----------------------------------------------------------------------------------
@@ -230,8 +130,6 @@ struct Pass {
 
   static constexpr bool difference = distance != Distance::cosine;
 
-  int rows_at_once() const { return plan.small ? plan.height : lanes<T>; }
-
   template <bool inverse>
   void transform_rows(Complex<T>* plane, int begin, int end) {
     if (plan.small) return transform<inverse>(plan.rows, plane, 1, plan.height, plan.pitch, workspace.scratch);
@@ -251,26 +149,41 @@ struct Pass {
     if (plan.small) transform<inverse>(plan.columns, plane, plan.pitch, plan.width, 1, workspace.scratch);
   }
 
-  void load(Complex<T>* plane, const Features& from, int64_t channel, int valid) {
-    const View<E> student(from, sample, channel), teacher(task.teacher, sample, channel);
-    for (int h = 0; h < plan.height; h += rows_at_once()) {
-      const int end = h + rows_at_once() < plan.height ? h + rows_at_once() : plan.height;
-      load_pixels<T, E, difference>(plan, student, teacher, valid, h * plan.width, end * plan.width, plane);
-      if (plan.small) prefetch(channel, 0, 3);
-      transform_rows<false>(plane, h, end);
-    }
-    if (plan.small) prefetch(channel, 1, 3);
-    transform_all_columns<false>(plane);
-    if (plan.small) prefetch(channel, 2, 3);
+  // Calls body(first, last) for each block of rows that is moved and transformed together.
+  template <typename Body>
+  void for_each_block(const Body& body) const {
+    const int rows = plan.small ? plan.height : lanes<T>;
+    for (int first = 0; first < plan.height; first += rows) body(first, first + rows < plan.height ? first + rows : plan.height);
   }
 
-  void store(const Complex<T>* plane, int64_t channel, int valid) {
-    const View<E> gradient(task.gradient, sample, channel);
-    for (int h = 0; h < plan.height; h += rows_at_once()) {
-      const int end = h + rows_at_once() < plan.height ? h + rows_at_once() : plan.height;
-      transform_rows<true>(workspace.plane, h, end);
-      store_pixels<T, E>(plan, plane, valid, h * plan.width, end * plan.width, gradient, task.stream);
-    }
+  void load(Complex<T>* plane, const Features& from, int64_t channel, int valid, T* staged) {
+    const View<E> student(from, sample, channel), teacher(task.teacher, sample, channel);
+    const View<T> copy(staged, plan.staged_pitch, plan.width);
+    for_each_block([&](int first, int last) {
+      const int begin = first * plan.width, end = last * plan.width;
+      if (!staged)
+        load_pixels<T, E, difference>(plan, student, teacher, valid, begin, end, plane);
+      else if (end - begin < lanes<T>)
+        load_pixels<T, T, false>(plan, copy, copy, 2 * lanes<T>, begin, end, plane);
+      else
+        load_squares(plan, staged, begin, end, plane);
+      transform_rows<false>(plane, first, last);
+    });
+    transform_all_columns<false>(plane);
+  }
+
+  void store(Complex<T>* plane, int64_t channel, int valid, T* staged) {
+    const View<T> copy(staged, plan.staged_pitch, plan.width);
+    for_each_block([&](int first, int last) {
+      const int begin = first * plan.width, end = last * plan.width;
+      transform_rows<true>(plane, first, last);
+      if (!staged)
+        store_pixels<T, E>(plan, plane, valid, begin, end, View<E>(task.gradient, sample, channel));
+      else if (end - begin < lanes<T>)
+        store_pixels<T, T>(plan, plane, 2 * lanes<T>, begin, end, copy);
+      else
+        store_squares(plan, plane, begin, end, staged);
+    });
   }
 
   // What rounding can leave in a coefficient that should be zero: 4ε of the pixels' Euclidean norm, which is known from
@@ -281,25 +194,13 @@ struct Pass {
     return root<T>(energy / T(plan.small ? plan.height * plan.width : plan.width)) * T(0x1p-50);
   }
 
-  // Asks for the given part of the next channels of planar features while the present ones are transformed.
-  void prefetch(int64_t channel, int part, int parts) const {
-    const int64_t length = (int64_t(2) * lanes<T> * sizeof(E) * plan.height * plan.width + parts - 1) / parts;
-    for (const Features* features : {&task.student, &task.teacher}) {
-      const View<E> next(*features, sample, channel + 2 * lanes<T>);
-      if (!next.planar(plan.width)) continue;
-      const char* start = reinterpret_cast<const char*>(next.data) + length * part;
-      for (int64_t at = 0; at < length; at += 64) __builtin_prefetch(start + at, 0, 2);
-    }
-  }
-
-  void visit_columns(int64_t channel) {
+  void visit_columns() {
     Complex<T>*plane = workspace.plane, *other = workspace.other;
     Constants<T> constants{T(task.exponent), {}, {}};
     if (!difference) constants.floor = noise_floor(plane), constants.other = noise_floor(other);
     for (int v = 0; v <= plan.width / 2; ++v) {
       const int mirror = v ? plan.width - v : 0;
       const int first = plan.rows.slot_of_frequency[v], second = plan.rows.slot_of_frequency[mirror];
-      if (!plan.small) prefetch(channel, v, plan.width / 2 + 1);
       transform_columns<false>(plane, first, second);
       if (!difference) transform_columns<false>(other, first, second);
       const int last = mirror == v ? plan.height / 2 : plan.height - 1;
@@ -318,14 +219,33 @@ struct Pass {
     if (backward) transform_all_columns<true>(plane);
   }
 
+  // True if `staged` now holds the channels, false if they are to be read in place.
+  bool stage_block(const Features& from, int64_t channel, int valid, T* staged) const {
+    const View<E> student(from, sample, channel), teacher(difference ? task.teacher : from, sample, channel);
+    const Runs runs = runs_of(plan, student, teacher, valid);
+    if (runs.count) stage<T, E, difference>(plan, student, teacher, runs, valid, staged);
+    return runs.count;
+  }
+
   void run(int64_t first, int64_t count) {
-    for (int64_t channel = first; channel < first + count; channel += 2 * lanes<T>) {
-      const int64_t left = first + count - channel;
-      const int valid = left < 2 * lanes<T> ? int(left) : 2 * lanes<T>;
-      load(workspace.plane, task.student, channel, valid);
-      if (!difference) load(workspace.other, task.teacher, channel, valid);
-      visit_columns(channel);
-      if constexpr (backward) store(workspace.plane, channel, valid);
+    constexpr int group = 2 * lanes<T>;
+    const int64_t block = int64_t(group) * plan.staged_groups;
+    const auto [plane, other, scratch, staged, other_staged, sums] = workspace;
+    for (int64_t start = first; start < first + count; start += block) {
+      const int valid = int(first + count - start < block ? first + count - start : block);
+      const bool own = stage_block(task.student, start, valid, staged);
+      const bool others = !difference && stage_block(task.teacher, start, valid, other_staged);
+      const View<E> gradient(task.gradient, sample, start);
+      const Runs runs = backward ? runs_of(plan, gradient, gradient, valid) : Runs{};
+      for (int at = 0; at < valid; at += group) {
+        const int part = valid - at < group ? valid - at : group;
+        const int64_t offset = int64_t(at) * plan.staged_pitch;
+        load(plane, task.student, start + at, part, own ? staged + offset : nullptr);
+        if (!difference) load(other, task.teacher, start + at, part, others ? other_staged + offset : nullptr);
+        visit_columns();
+        if constexpr (backward) store(plane, start + at, part, runs.count ? staged + offset : nullptr);
+      }
+      if (backward) unstage(plan, staged, runs, gradient, task.stream);
     }
     if (backward && task.stream) fence_streams();
   }

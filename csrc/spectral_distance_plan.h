@@ -19,6 +19,11 @@ class PlanBuilder {
     // A column's points must not crowd into a few sets of a cache whose sets repeat every 4 KiB.
     const bool crowded = height > 8 && width % 32 == 0;
     plan.height = height, plan.width = width, plan.pitch = width + crowded;
+    // For the same reason channels whose starts would share a set are moved apart, by a vector or two.
+    plan.staged_pitch = height * width + (height * width * sizeof(T) % 4096 == 0 ? 16 : 0);
+    // As much as a second-level cache can hold beside the plane; tiny maps are quicker straight through the first one.
+    const int64_t group_bytes = int64_t(plan.staged_pitch) * 128;
+    plan.staged_groups = height * width < 64 ? 1 : static_cast<int>(std::clamp<int64_t>((288 << 10) / group_bytes, 1, 16));
     plan.small = height * width <= 256;
     plan.rows = axis(width);
     plan.columns = height == width ? plan.rows : axis(height);
