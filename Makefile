@@ -1,5 +1,6 @@
 # make train   run the main job on the embedded set           make lint   ruff, the pinned version
 # make test    run every test                                 make bench  the table of speeds against plain PyTorch
+# make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
 # make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
 # Each but the last creates .venv and installs what it needs when that is missing; the last uses PYTHON as it is.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test lint bench gpu
+.PHONY: train test lint bench gate gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -33,6 +34,9 @@ lint: .venv/lint
 
 bench: .venv/bench
 	.venv/bin/python -m benchmarks
+
+gate: .venv/bench
+	.venv/bin/python -m benchmarks --gate
 
 gpu:
 	PYTHON='$(PYTHON)' .ci/gpu
