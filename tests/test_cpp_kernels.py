@@ -60,6 +60,16 @@ def test_spectral_distance_at_every_side(capability, size, distance):
         check(lambda x, t=other: add_ops.spectral_distance(x, t.to(x.dtype), distance, 0.1), x, upstream)
 
 
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("shape", [(3, 70, 4, 4), (2, 150, 9, 7), (1, 600, 8, 8), (16, 136, 34, 34)], ids=str)
+def test_spectral_distance_over_many_channels(capability, shape, distance):
+    # Several groups of channels in a block, several blocks in a chunk, the last ones cut short; then channels with gaps.
+    features, teacher, upstream = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], *shape[2:])
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance), features, upstream)
+    sparse, other = features[:, ::2], teacher[:, 1::2]
+    check(lambda x: add_ops.spectral_distance(x, other.to(x.dtype), distance), sparse, upstream)
+
+
 @pytest.mark.parametrize("coordinates", ["index", "unit"])
 @pytest.mark.parametrize("shape", MAPS, ids=str)
 def test_view_histogram(capability, shape, coordinates):
