@@ -53,10 +53,11 @@ void fill_table(const Grid& grid, const View& view, const BoxShape& shape, bool 
   for (int i = 0; i < kBox; ++i) {
     const uint64_t key = keys[i < count ? i : 0];
     table.t[i] = static_cast<int64_t>(key >> 8);
-    table.row[i] = static_cast<uint16_t>((key & 255) * kRowBytes);
+    table.row[i] = static_cast<uint16_t>(((key & 255) + 1) * kRowBytes);
     table.level[i] = static_cast<uint32_t>(static_cast<double>(table.t[i] * grid.bins) * view.scale);
   }
-  table.level[kBox] = table.level[0];
+  std::fill(table.level + kBox, std::end(table.level), table.level[0]);
+  std::fill(table.row + kBox, std::end(table.row), 0);
 }
 
 // A Grid with the arrays that it points into.
@@ -80,6 +81,7 @@ struct Plan {
 
     grid.bins = bins;
     grid.views = static_cast<int>(count);
+    grid.shift = 31;
     for (int64_t k = 0; k < count; ++k) {
       View& view = views[k];
       int64_t step[3], total = 0;
@@ -95,10 +97,9 @@ struct Plan {
       view.divisor = total + 1;
       box_bins = box_bins * static_cast<double>(bins) / static_cast<double>(view.divisor) + 2;
       view.exact = box_bins > kBox;
-      view.shift = 31;
-      while (view.shift > 1 && std::ldexp(box_bins, view.shift) >= 0x1p32) --view.shift;
-      view.scale = std::ldexp(1.0, view.shift) / static_cast<double>(view.divisor);
+      while (!view.exact && std::ldexp(box_bins, grid.shift) >= 0x1p32) --grid.shift;
     }
+    for (View& view : views) view.scale = std::ldexp(1.0, grid.shift) / static_cast<double>(view.divisor);
     tables.reset(new BoxTable[kShapes * count]);
     grid.view = views.data();
     grid.table = tables.get();
@@ -309,11 +310,12 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
            static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), rows.get() + item * bins * kRowBytes);
   });
   const int64_t count = std::min(plan.boxes(), ceil_divide(4 * kItems, groups));
-  parallel_for(groups * count, threads, [&](int64_t item, int) {
+  std::vector<BoxStart> start(std::max(threads, 1) * views);
+  parallel_for(groups * count, threads, [&](int64_t item, int worker) {
     const int64_t group = item / count, c = item % count;
     gradient(plan.grid, p.type, plan.features, plan.out,
              {group * p.lanes(), p.batch, plan.boxes() * c / count, plan.boxes() * (c + 1) / count},
-             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes);
+             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes, &start[worker * views]);
   });
 }
 

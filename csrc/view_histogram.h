@@ -13,6 +13,7 @@ namespace add_ops {
 
 constexpr int kBox = 256;      // positions in a box: 16 KiB of rows, half of a level-1 cache
 constexpr int kRowBytes = 64;  // 16 floats or 8 doubles: a row holds one position (or one bin) of as many samples
+constexpr uint32_t kDoubt = 3; // see find_cuts
 constexpr int kShapes = 8;     // a box may be cut short at the end of each axis
 
 constexpr int kItems = 32;      // work items to aim at, whatever the number of threads; the most parts of the boxes
@@ -29,15 +30,20 @@ struct BoxShape {
 struct View {
   int64_t step[3], base, divisor;  // T = base + sum(step * n), bin = T * bins / divisor
   double scale;                    // bin = T * bins * scale >> shift, but for the last units
-  int shift;
   bool exact;  // a box spans so many bins that positions are divided one by one
+};
+
+// T(first position) * bins = bin * divisor + rest.
+struct BoxStart {
+  int64_t scaled, bin;
+  uint32_t level;  // rest * scale + kDoubt
 };
 
 // The positions of a box of one shape along one view: in order of t for the forward, in order of memory for the backward.
 struct BoxTable {
-  uint32_t level[kBox + 1];  // t * bins * scale; beyond the box's positions, the first one's again
+  uint32_t level[kBox + 16];  // t * bins * scale; beyond the box's positions, the first one's again
   int64_t t[kBox];
-  uint16_t row[kBox];  // byte offset of the position's row
+  uint16_t row[kBox + 64];  // byte offset of the position's row, beneath the zero row
   int64_t corner;      // T(first) - T(origin of the box)
 };
 
@@ -46,7 +52,7 @@ struct Grid {
   int box[3];
   BoxShape shape[kShapes];
   int64_t bins;
-  int views;
+  int views, shift;
   const View* view;       // (views,)
   const BoxTable* table;  // (kShapes, views)
 };
@@ -75,6 +81,6 @@ ADD_OPS_DECLARE_KERNEL(void, histogram_levels, (bool wide, int64_t bins, const v
                                                 int64_t stride, int lanes, void* rows))
 // out = x * factor[lane][0] * factor[lane][1] * (sum over the views of the row of the position's bin).
 ADD_OPS_DECLARE_KERNEL(void, histogram_gradient, (const Grid& grid, Feature type, const Array& features, const Array& out,
-                                                  const Item& item, const double (*factor)[2], const void* rows))
+                                                  const Item& item, const double (*factor)[2], const void* rows, BoxStart* start))
 
 }  // namespace add_ops

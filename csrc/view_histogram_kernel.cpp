@@ -93,143 +93,205 @@ Box find_box(const Grid& grid, int64_t index) {
   return box;
 }
 
-// How far the item's next box lies ahead of this one in memory, for prefetching.
-int64_t to_next(const Grid& grid, const Box& box, int64_t b, const Item& item, const Array& features) {
-  return b + 1 < item.end ? find_box(grid, b + 1).offset(features.stride) - box.offset(features.stride) : 0;
-}
-
-// Calls body(position, element offset in a, element offset in b) for each run of a box that is contiguous in memory.
-template <typename Body>
-ADD_OPS_INLINE void for_each_run(const Box& box, const int64_t* stride_a, const int64_t* stride_b, const Body& body) {
-  const BoxShape& shape = *box.shape;
+int64_t offset_in_box(const BoxShape& shape, int p, const int64_t* stride) {
   const int plane = shape.extent[1] * shape.extent[2];
-  for (int p = 0; p < shape.count; p += shape.run) {
-    const int i = p / plane, j = p % plane / shape.extent[2], k = p % shape.extent[2];
-    body(p, box.offset(stride_a) + i * stride_a[0] + j * stride_a[1] + k * stride_a[2],
-         box.offset(stride_b) + i * stride_b[0] + j * stride_b[1] + k * stride_b[2]);
-  }
+  return p / plane * stride[0] + p % plane / shape.extent[2] * stride[1] + p % shape.extent[2] * stride[2];
 }
 
-// squares[position] = (x * scale)^2, a row per position.
+// The item's samples in one of the arrays.
 template <typename Type>
-void load_squares(const Array& features, const Box& box, int64_t ahead, const Item& item, const double* scale, typename Type::Acc* squares) {
-  using R = Row<Type>;
-  using Acc = typename R::Acc;
-  alignas(64) Acc lines[R::lanes * kLine<Type>];
-  const int run = box.shape->run;
-  for (int lane = 0; lane < R::lanes; ++lane) {
-    const int64_t sample = item.first + lane < item.batch ? item.first + lane : item.batch - 1;  // spare lanes: not read
-    const auto* x = static_cast<const typename Type::Store*>(features.data) + sample * features.batch_stride;
-    const Acc factor = static_cast<Acc>(scale[lane]);
-    for_each_run(box, features.stride, features.stride, [&](int p, int64_t at, int64_t) __attribute__((always_inline)) {
-      Acc* line = lines + lane * kLine<Type> + p;
-      int i = 0;
-      for (; i + R::width <= run; i += R::width) {
-        __builtin_prefetch(x + at + i + ahead, 0, 2);
-        const auto value = load(Type{}, x + at + i) * factor;
-        store_bits(line + i, value * value);
-      }
-      for (; i < run; ++i) {
-        const Acc value = load_one(Type{}, x + at + i) * factor;
-        line[i] = value * value;
-      }
-    });
+struct Samples {
+  typename Type::Store* data;
+  const int64_t* stride;
+  int64_t lane[Row<Type>::lanes];  // where a sample begins; spare lanes repeat the last sample
+  int count;
+
+  Samples(const Array& array, const Item& item) : data(static_cast<typename Type::Store*>(array.data)), stride(array.stride) {
+    count = item.batch - item.first < Row<Type>::lanes ? static_cast<int>(item.batch - item.first) : Row<Type>::lanes;
+    for (int i = 0; i < Row<Type>::lanes; ++i)
+      lane[i] = (item.first + (i < count ? i : count - 1)) * array.batch_stride;
   }
-  lines_to_rows<Type>(box.shape->count, lines, squares);
+  typename Type::Store* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
+};
+
+// Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p on:
+// lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square are
+// copied, x before the call, y after it.
+template <typename Type, typename Body>
+ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<Type>& in, const Samples<Type>* out, const Body& body) {
+  using R = Row<Type>;
+  const int run = box.shape->run, count = box.shape->count;
+  if (run >= R::width) {
+    for (int p = 0; p < count; p += run) {
+      const auto* x = in.at(box, p);
+      auto* y = out ? out->at(box, p) : nullptr;
+      for (int i = 0; i < run; i += R::width) {
+        const int at = i + R::width <= run ? i : run - R::width;
+        body(p + at, x + at, in.lane, y + at, out ? out->lane : nullptr);
+      }
+    }
+    return;
+  }
+  typename Type::Store x[R::lanes * R::width], y[R::lanes * R::width];
+  int64_t lane[R::lanes];
+  for (int i = 0; i < R::lanes; ++i) lane[i] = i * R::width;
+  for (int p = 0; p < count; p += R::width) {
+    const int here = count - p < R::width ? count - p : R::width;
+    for (int j = 0; j < R::width; ++j)
+      for (int i = 0; i < R::lanes; ++i) x[lane[i] + j] = in.at(box, p + (j < here ? j : 0))[in.lane[i]];
+    body(p, x, lane, y, lane);
+    for (int j = 0; out && j < here; ++j)
+      for (int i = 0; i < out->count; ++i) out->at(box, p + j)[out->lane[i]] = y[lane[i] + j];
+  }
 }
 
-// A bin's positions in the sorted list of a box: they end before `end`.
-struct Segment {
-  int64_t bin;
-  int end;
-};
+// squares[1 + position] = (x * scale)^2, a row per position; squares[0] is zero.
+template <typename Type>
+void load_squares(const Box& box, const Samples<Type>& features, const typename Type::Acc* scale, typename Type::Acc* squares) {
+  using R = Row<Type>;
+  using Store = typename Type::Store;
+  for_each_square<Type>(box, features, nullptr, [&](int p, const Store* x, const int64_t* lane, Store*, const int64_t*)
+                                                    __attribute__((always_inline)) {
+    for (int part = 0; part < R::parts; ++part) {
+      typename R::Vec square[R::width];
+#pragma GCC unroll 16
+      for (int i = 0; i < R::width; ++i) {
+        square[i] = load(Type{}, x + lane[part * R::width + i]) * scale[part * R::width + i];
+        square[i] *= square[i];
+      }
+      transpose<1>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < R::width; ++i) store_bits(squares + (1 + p + i) * R::lanes + part * R::width, square[i]);
+    }
+  });
+}
 
-// T(first position) * bins = bin * divisor + rest.
-struct BoxStart {
-  int64_t scaled, bin;
-  uint32_t level;
-};
 BoxStart box_start(const Grid& grid, const View& view, const BoxTable& table, const Box& box) {
   BoxStart s;
   s.scaled = (view.base + table.corner + view.step[0] * box.start[0] + view.step[1] * box.start[1] +
               view.step[2] * box.start[2]) * grid.bins;
   s.bin = s.scaled / view.divisor;
-  s.level = static_cast<uint32_t>(static_cast<double>(s.scaled - s.bin * view.divisor) * view.scale);
+  s.level = static_cast<uint32_t>(static_cast<double>(s.scaled - s.bin * view.divisor) * view.scale) + kDoubt;
   return s;
 }
 ADD_OPS_INLINE int64_t exact_bin(const Grid& grid, const View& view, const BoxStart& start, int64_t t) {
   return (start.scaled + t * grid.bins) / view.divisor;
 }
 
-int cut_exactly(const Grid& grid, const View& view, const BoxTable& table, const BoxStart& start, int count, Segment* segments) {
-  int used = 0;
-  for (int i = 0; i < count; ++i) {
-    const int64_t bin = exact_bin(grid, view, start, table.t[i]);
-    if (used == 0 || segments[used - 1].bin != bin) segments[used++].bin = bin;
-    segments[used - 1].end = i + 1;
-  }
-  return used;
-}
+// A box's positions along a view, in order, as groups of positions of one bin: a short group is filled up with the zero row.
+constexpr int kGroup = 8, kWays = 4;
+struct Groups {
+  int count, bins;
+  uint16_t row[(kBox + kWays) * kGroup + 64];  // byte offsets of the groups' squares
+  uint16_t sum[kBox + kWays + 8];              // byte offset of the row that a group is added to
+  int64_t bin[kBox];                           // that the sums belong to
+};
 
-// level[i] + start.level, in units of 1 / 2^shift bin, is the true place of a position to within 3 units (each of the two
-// is a truncated double). So the list is cut where the whole part changes; if a position beside a cut lies within 3 units
-// of it, which is rare, the box is divided exactly. The first position needs no such care: its level is not below 0.
-int cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Segment* segments) {
+// level[i] + start.level - kDoubt, in units of 1 / 2^shift bin, is the true place of a position to within kDoubt units (each
+// of the two is a truncated double). So the list is cut where the whole part changes; should a position lie so close to the
+// edge of a bin, which is rare, the box is divided exactly.
+bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t start, int count, uint64_t* cuts) {
   constexpr int width = kVectorBytes / sizeof(uint32_t);
-  const BoxStart start = box_start(grid, view, table, box);
-  const int count = box.shape->count;
-  if (view.exact) return cut_exactly(grid, view, table, start, count, segments);
-  const uint32_t mask = (uint32_t{1} << view.shift) - 1;
-  int used = 0;
-  uint32_t doubtful = 0;
+  const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
+  VecU nearest = VecU{} - 1;
   for (int first = 0; first < count; first += 64) {
-    uint64_t cuts = 0;  // bit i: position first + i + 1 lies in a later bin than position first + i
+    uint64_t word = 0;  // bit i: position first + i + 1 lies in a later bin than position first + i
 #pragma GCC unroll 16
     for (int i = 0; i < 64; i += width) {
-      const VecU here = (load_bits<VecU>(table.level + first + i) + start.level) >> view.shift;
-      const VecU next = (load_bits<VecU>(table.level + first + i + 1) + start.level) >> view.shift;
-      cuts |= static_cast<uint64_t>(lane_bits((VecU)(here != next))) << i;
+      const VecU here = load_bits<VecU>(table.level + first + i) + start, next = load_bits<VecU>(table.level + first + i + 1) + start;
+      word |= static_cast<uint64_t>(lane_bits((VecU)(((here ^ next) & ~mask) != 0))) << i;
+      const VecU rest = here & mask;
+      nearest = rest < nearest ? rest : nearest;
     }
-    if (count - first <= 64) {
-      const uint64_t last = uint64_t{1} << (count - first - 1);
-      cuts = (cuts & (last - 1)) | last;
-    }
-    for (; cuts != 0; cuts &= cuts - 1, ++used) {
-      const int end = first + __builtin_ctzll(cuts) + 1;
-      const uint32_t below = table.level[end - 1] + start.level, above = table.level[end] + start.level;
-      segments[used].bin = start.bin + (below >> view.shift);
-      segments[used].end = end;
-      doubtful |= ((below + 3) & mask) <= 6;
-      doubtful |= ((above + 3) & mask) <= 6;
-    }
+    cuts[first / 64] = word;
   }
-  return doubtful ? cut_exactly(grid, view, table, start, count, segments) : used;
+  return lane_bits((VecU)(nearest <= 2 * kDoubt)) == 0;
+}
+
+void group_by_bin(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Groups& groups) {
+  const BoxStart start = box_start(grid, view, table, box);
+  const int count = box.shape->count;
+  uint64_t cuts[kBox / 64];
+  const bool exact = view.exact || !find_cuts(grid, table, start.level, count, cuts);
+  if (exact) {
+    std::memset(cuts, 0, sizeof cuts);
+    for (int i = 0; i + 1 < count; ++i)
+      if (exact_bin(grid, view, start, table.t[i]) != exact_bin(grid, view, start, table.t[i + 1]))
+        cuts[i / 64] |= uint64_t{1} << i % 64;
+  }
+  const uint64_t last = uint64_t{1} << (count - 1) % 64;
+  cuts[(count - 1) / 64] = (cuts[(count - 1) / 64] & (last - 1)) | last;
+
+  groups.count = groups.bins = 0;
+  int begin = 0;
+  for (int word = 0; word * 64 < count; ++word)
+    for (uint64_t rest = cuts[word]; rest != 0; rest &= rest - 1) {
+      const int end = word * 64 + __builtin_ctzll(rest) + 1, length = end - begin;
+      uint16_t* row = groups.row + groups.count * kGroup;
+      for (int i = 0; i < length; i += 64) {
+        std::memcpy(row + i, table.row + begin + i, 64 * sizeof *row);
+        for (int j = 0; j < 64 / kGroup; ++j) groups.sum[groups.count + i / kGroup + j] = static_cast<uint16_t>(groups.bins * kRowBytes);
+      }
+      std::memset(row + length, 0, kGroup * sizeof *row);
+      groups.bin[groups.bins++] = exact ? exact_bin(grid, view, start, table.t[begin])
+                                        : start.bin + ((table.level[begin] + start.level) >> grid.shift);
+      groups.count += (length + kGroup - 1) / kGroup;
+      begin = end;
+    }
+  std::memset(groups.row + groups.count * kGroup, 0, kWays * kGroup * sizeof *groups.row);
+  std::memset(groups.sum + groups.count, 0, kWays * sizeof *groups.sum);
+}
+
+// Reads ahead a share of the box's lines, so that the requests are spread over the work on the box before it.
+template <typename Type>
+void read_ahead(const Box& box, const Samples<Type>& features, int share, int shares) {
+  constexpr int line = kRowBytes / sizeof(typename Type::Store);
+  const int lines = (box.shape->count + line - 1) / line;
+  for (int i = lines * share / shares; i < lines * (share + 1) / shares; ++i) {
+    const auto* x = features.at(box, i * line);
+    for (int j = 0; j < Row<Type>::lanes; ++j) __builtin_prefetch(x + features.lane[j], 0, 2);
+  }
 }
 
 template <typename Type>
-void sum_boxes(const Grid& grid, const Array& features, const Item& item, const double* scale, char* rows, const int64_t* offset) {
+void sum_boxes(const Grid& grid, const Array& array, const Item& item, const double* scale, char* rows, const int64_t* offset) {
   using R = Row<Type>;
-  alignas(64) typename R::Acc squares[kBox * R::lanes];
+  using Acc = typename R::Acc;
+  alignas(64) Acc squares[(1 + kBox + R::width) * R::lanes] = {}, sums[kBox * R::lanes];
   const char* source = reinterpret_cast<const char*>(squares);
-  Segment segments[kBox];
+  char* target = reinterpret_cast<char*>(sums);
+  Groups groups;
+  Acc factor[R::lanes];
+  for (int lane = 0; lane < R::lanes; ++lane) factor[lane] = static_cast<Acc>(scale[lane]);
+  const Samples<Type> features(array, item);
   for (int64_t b = item.begin; b < item.end; ++b) {
-    const Box box = find_box(grid, b);
-    load_squares<Type>(features, box, to_next(grid, box, b, item, features), item, scale, squares);
+    const Box box = find_box(grid, b), next = find_box(grid, b + 1 < item.end ? b + 1 : b);
+    load_squares<Type>(box, features, factor, squares);
     for (int k = 0; k < grid.views; ++k) {
-      const BoxTable& table = box.table[k];
-      const int used = cut_into_bins(grid, grid.view[k], table, box, segments);
-      char* target = rows + offset[k] * kRowBytes;
-      for (int s = 0, i = 0; s < used; ++s) {
-        const int end = segments[s].end;
-        R sum{}, other{};  // from zero, so that long sums round little
-        for (; i + 2 <= end; i += 2) {
-          sum.add(source + table.row[i]);
-          other.add(source + table.row[i + 1]);
+      read_ahead<Type>(next, features, k, grid.views);
+      group_by_bin(grid, grid.view[k], box.table[k], box, groups);
+      for (int i = 0; i < groups.bins; ++i) R{}.write(sums + i * R::lanes);
+      const int way = (groups.count + kWays - 1) / kWays;  // neighbours often share a sum: far ones run side by side
+      for (int i = 0; i < way; ++i)
+#pragma GCC unroll 4
+        for (int g = i; g < kWays * way; g += way) {
+          const uint16_t* row = groups.row + g * kGroup;
+          R even{}, odd{};
+#pragma GCC unroll 8
+          for (int j = 0; j < kGroup; j += 2) {
+            even.add(source + row[j]);
+            odd.add(source + row[j + 1]);
+          }
+          for (int part = 0; part < R::parts; ++part) even.part[part] += odd.part[part];
+          even.add(target + groups.sum[g]);
+          even.write(target + groups.sum[g]);
         }
-        if (i < end) sum.add(source + table.row[i++]);
-        for (int part = 0; part < R::parts; ++part) sum.part[part] += other.part[part];
-        sum.add(target + segments[s].bin * kRowBytes);
-        sum.write(target + segments[s].bin * kRowBytes);
+      char* view_rows = rows + offset[k] * kRowBytes;
+      for (int i = 0; i < groups.bins; ++i) {
+        R sum{};
+        sum.add(sums + i * R::lanes);
+        sum.add(view_rows + groups.bin[i] * kRowBytes);
+        sum.write(view_rows + groups.bin[i] * kRowBytes);
       }
     }
   }
@@ -301,94 +363,57 @@ void center_levels(int64_t bins, const typename Type::Acc* grad, const typename 
 }
 
 constexpr size_t kStreamBytes = 16 << 20;  // gradients larger than this bypass the caches
-constexpr int kViewTile = 16, kPositionTile = 64;
 
-// place[p] = byte offset of the row of position p's bin, counted from bin 0 of the first view of a tile.
-void find_bins(const Grid& grid, const View& view, const BoxTable& table, const BoxStart& start, int first, int32_t base,
-               int32_t* place) {
-  const uint32_t mask = (uint32_t{1} << view.shift) - 1;
-  const int32_t origin = base + static_cast<int32_t>(start.bin) * kRowBytes;
-  uint32_t doubtful = view.exact;
-  for (int i = 0; i < kPositionTile; ++i) {
-    const uint32_t level = table.level[first + i] + start.level;
-    doubtful |= ((level + 3) & mask) <= 6;
-    place[i] = origin + static_cast<int32_t>(level >> view.shift) * kRowBytes;
-  }
-  if (doubtful)  // see cut_into_bins
-    for (int i = 0; i < kPositionTile; ++i)
-      place[i] = base + static_cast<int32_t>(exact_bin(grid, view, start, table.t[first + i])) * kRowBytes;
-}
-
-// levels[position] = sum over the views of the centred gradient of the position's bin, a row per position.
+// grad = x * factor[0] * (sum over the views of the centred gradient of the position's bin) * factor[1]
 template <typename Type>
-void gather_levels(const Grid& grid, const Box& box, const char* rows, typename Type::Acc* levels) {
-  using R = Row<Type>;
-  int32_t place[kViewTile][kPositionTile];
-  for (int k0 = 0; k0 < grid.views; k0 += kViewTile) {
-    const int tile = grid.views - k0 < kViewTile ? grid.views - k0 : kViewTile;
-    const char* origin = rows + k0 * grid.bins * kRowBytes;
-    BoxStart start[kViewTile];
-    for (int k = 0; k < tile; ++k) start[k] = box_start(grid, grid.view[k0 + k], box.table[k0 + k], box);
-    for (int first = 0; first < box.shape->count; first += kPositionTile) {
-      for (int k = 0; k < tile; ++k)
-        find_bins(grid, grid.view[k0 + k], box.table[k0 + k], start[k], first,
-                  static_cast<int32_t>(k * grid.bins * kRowBytes), place[k]);
-      const int count = box.shape->count - first < kPositionTile ? box.shape->count - first : kPositionTile;
-      for (int i = 0; i < count; i += 4) {
-        typename R::Acc* target = levels + (first + i) * R::lanes;
-        R sum[4]{};
-        for (int k = 0; k < tile; ++k)
-          for (int j = 0; j < 4; ++j) sum[j].add(origin + place[k][i + j]);
-        for (int j = 0; j < 4; ++j) {
-          if (k0 > 0) sum[j].add(target + j * R::lanes);
-          sum[j].write(target + j * R::lanes);
-        }
-      }
-    }
-  }
-}
-
-// grad = x * factor[0] * level * factor[1]
-template <typename Type>
-void store_gradient(const Array& features, const Array& out, const Box& box, int64_t ahead, const Item& item,
-                    const double (*factor)[2], const typename Type::Acc* levels, bool streaming) {
+void gradient(const Grid& grid, const Array& array, const Array& out_array, const Item& item, const double (*factor)[2],
+              const char* rows, BoxStart* start) {
   using R = Row<Type>;
   using Acc = typename R::Acc;
+  using Vec = typename R::Vec;
   using Store = typename Type::Store;
-  alignas(64) Acc lines[R::lanes * kLine<Type>];
-  rows_to_lines<Type>(box.shape->count, levels, lines);
-  const int run = box.shape->run;
-  streaming = streaming && (run * sizeof(Store) % kRowBytes == 0 || run * sizeof(Store) >= 8 * kRowBytes);  // whole lines
-  for (int lane = 0; lane < R::lanes && item.first + lane < item.batch; ++lane) {
-    const Acc first = static_cast<Acc>(factor[lane][0]), second = static_cast<Acc>(factor[lane][1]);
-    for_each_run(box, features.stride, out.stride, [&](int p, int64_t from, int64_t to) __attribute__((always_inline)) {
-      const Store* x = static_cast<const Store*>(features.data) + (item.first + lane) * features.batch_stride + from;
-      Store* grad = static_cast<Store*>(out.data) + (item.first + lane) * out.batch_stride + to;
-      const Acc* line = lines + lane * kLine<Type> + p;
-      const bool aligned = streaming && reinterpret_cast<uintptr_t>(grad) % kVectorBytes == 0;
-      int i = 0;
-      for (; i + R::width <= run; i += R::width) {
-        __builtin_prefetch(x + i + ahead, 0, 2);
-        const auto value = load(Type{}, x + i) * first * (load_bits<typename R::Vec>(line + i) * second);
-        if (aligned)
-          stream(Type{}, grad + i, value);
-        else
-          store(Type{}, grad + i, value);
-      }
-      for (; i < run; ++i) store_one(Type{}, grad + i, load_one(Type{}, x + i) * first * (line[i] * second));
-    });
-  }
-}
-
-template <typename Type>
-void gradient(const Grid& grid, const Array& features, const Array& out, const Item& item, const double (*factor)[2],
-              const char* rows) {
-  alignas(64) typename Type::Acc levels[kBox * Row<Type>::lanes];
-  const bool streaming = item.batch * grid.length[0] * grid.length[1] * grid.length[2] * sizeof(typename Type::Store) > kStreamBytes;
+  const bool streaming = item.batch * grid.length[0] * grid.length[1] * grid.length[2] * sizeof(Store) > kStreamBytes;
+  const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
+  const Samples<Type> features(array, item), out(out_array, item);
+  Acc first[R::lanes], second[R::lanes];
+  for (int i = 0; i < R::lanes; ++i) first[i] = static_cast<Acc>(factor[i][0]), second[i] = static_cast<Acc>(factor[i][1]);
   for (int64_t b = item.begin; b < item.end; ++b) {
-    const Box box = find_box(grid, b);
-    gather_levels<Type>(grid, box, rows, levels);
-    store_gradient<Type>(features, out, box, to_next(grid, box, b, item, features), item, factor, levels, streaming);
+    const Box box = find_box(grid, b), next = find_box(grid, b + 1 < item.end ? b + 1 : b);
+    const int64_t ahead = next.offset(array.stride) - box.offset(array.stride);
+    for (int k = 0; k < grid.views; ++k) start[k] = box_start(grid, grid.view[k], box.table[k], box);
+    for_each_square<Type>(box, features, &out, [&](int p, const Store* x, const int64_t* x_lane, Store* y, const int64_t* y_lane)
+                                                   __attribute__((always_inline)) {
+      for (int part = 0; part < R::parts; ++part) {
+        Vec sum[R::width] = {};
+        for (int k = 0; k < grid.views; ++k) {
+          const BoxTable& table = box.table[k];
+          const char* origin = rows + (k * grid.bins + start[k].bin) * kRowBytes + part * kVectorBytes;
+          uint32_t place[kRowBytes / sizeof(uint32_t)];  // byte offsets of the rows of the positions' bins
+          uint32_t doubtful = grid.view[k].exact;
+          const VecU level = load_bits<VecU>(table.level + p) + start[k].level;
+          doubtful |= lane_bits((VecU)((level & mask) <= 2 * kDoubt));
+          store_bits(place, (level >> grid.shift) * kRowBytes);
+          if (__builtin_expect(doubtful, 0))
+            for (int i = 0; i < R::width; ++i)
+              place[i] = static_cast<uint32_t>((exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
+#pragma GCC unroll 16
+          for (int i = 0; i < R::width; ++i) sum[i] += load_bits<Vec>(origin + place[i]);
+        }
+        transpose<1>(sum);
+#pragma GCC unroll 16
+        for (int i = 0; i < R::width; ++i) {
+          const int lane = part * R::width + i;
+          if (lane >= out.count) break;
+          __builtin_prefetch(x + x_lane[lane] + ahead, 0, 2);
+          const Vec value = load(Type{}, x + x_lane[lane]) * first[lane] * (sum[i] * second[lane]);
+          Store* target = y + y_lane[lane];
+          if (streaming && reinterpret_cast<uintptr_t>(target) % kVectorBytes == 0)
+            stream(Type{}, target, value);
+          else
+            store(Type{}, target, value);
+        }
+      }
+    });
   }
   if (streaming) end_stream();
 }
@@ -424,12 +449,12 @@ void histogram_levels(bool wide, int64_t bins, const void* grad, const void* att
 }
 
 void histogram_gradient(const Grid& grid, Feature type, const Array& features, const Array& out, const Item& item,
-                        const double (*factor)[2], const void* rows) {
+                        const double (*factor)[2], const void* rows, BoxStart* start) {
   const char* source = static_cast<const char*>(rows);
-  if (type == Feature::float32) gradient<Float32>(grid, features, out, item, factor, source);
-  if (type == Feature::float64) gradient<Float64>(grid, features, out, item, factor, source);
-  if (type == Feature::float16) gradient<Float16>(grid, features, out, item, factor, source);
-  if (type == Feature::bfloat16) gradient<BFloat16>(grid, features, out, item, factor, source);
+  if (type == Feature::float32) gradient<Float32>(grid, features, out, item, factor, source, start);
+  if (type == Feature::float64) gradient<Float64>(grid, features, out, item, factor, source, start);
+  if (type == Feature::float16) gradient<Float16>(grid, features, out, item, factor, source, start);
+  if (type == Feature::bfloat16) gradient<BFloat16>(grid, features, out, item, factor, source, start);
 }
 
 }  // namespace ADD_OPS_ISA
