@@ -77,7 +77,7 @@ struct Plan {
     }
     features.data = p.features.data, features.batch_stride = p.features.batch_stride;
     out.data = p.out.data, out.batch_stride = p.out.batch_stride;
-    choose_boxes(sorted ? 32 : 64);
+    choose_boxes(sorted);
 
     grid.bins = bins;
     grid.views = static_cast<int>(count);
@@ -115,12 +115,17 @@ struct Plan {
 
  private:
   // Compact boxes meet few bins along every view, which the forward likes; long ones read and write memory in order.
-  void choose_boxes(int64_t longest) {
+  void choose_boxes(bool sorted) {
     int64_t box[3], room = kBox;
-    box[2] = even_piece(grid.length[2], grid.length[2] <= 64 ? longest : longest / 2);
-    room /= box[2];
-    box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], std::max<int64_t>(room / 4, 1) * 2);
-    room /= box[1];
+    if (sorted) {
+      box[2] = grid.length[2] % 16 == 0 ? 16 : even_piece(grid.length[2], 32);
+      box[1] = even_piece(grid.length[1], std::max<int64_t>(32 / box[2], 1));
+    } else {
+      box[2] = even_piece(grid.length[2], grid.length[2] <= 64 ? 64 : 32);
+      room /= box[2];
+      box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], std::max<int64_t>(room / 4, 1) * 2);
+    }
+    room = kBox / box[2] / box[1];
     box[0] = even_piece(grid.length[0], room);
     for (int i = 0; i < 3; ++i) {
       grid.box[i] = static_cast<int>(box[i]);

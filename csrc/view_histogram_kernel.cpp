@@ -178,13 +178,12 @@ ADD_OPS_INLINE int64_t exact_bin(const Grid& grid, const View& view, const BoxSt
   return (start.scaled + t * grid.bins) / view.divisor;
 }
 
-// A box's positions along a view, in order, as groups of positions of one bin: a short group is filled up with the zero row.
-constexpr int kGroup = 8, kWays = 4;
-struct Groups {
-  int count, bins;
-  uint16_t row[(kBox + kWays) * kGroup + 64];  // byte offsets of the groups' squares
-  uint16_t sum[kBox + kWays + 8];              // byte offset of the row that a group is added to
-  int64_t bin[kBox];                           // that the sums belong to
+// How the sorted list of a box's positions falls into bins: the first end[0] positions lie in bin[0], and so on.
+constexpr int kAtOnce = 8;
+constexpr uint64_t kTop = uint64_t{1} << 63;
+struct Segments {
+  int count, end[kBox + kAtOnce];
+  int64_t bin[kBox];
 };
 
 // level[i] + start.level - kDoubt, in units of 1 / 2^shift bin, is the true place of a position to within kDoubt units (each
@@ -208,7 +207,7 @@ bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t start, int coun
   return lane_bits((VecU)(nearest <= 2 * kDoubt)) == 0;
 }
 
-void group_by_bin(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Groups& groups) {
+void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Segments& segments) {
   const BoxStart start = box_start(grid, view, table, box);
   const int count = box.shape->count;
   uint64_t cuts[kBox / 64];
@@ -222,34 +221,37 @@ void group_by_bin(const Grid& grid, const View& view, const BoxTable& table, con
   const uint64_t last = uint64_t{1} << (count - 1) % 64;
   cuts[(count - 1) / 64] = (cuts[(count - 1) / 64] & (last - 1)) | last;
 
-  groups.count = groups.bins = 0;
-  int begin = 0;
-  for (int word = 0; word * 64 < count; ++word)
-    for (uint64_t rest = cuts[word]; rest != 0; rest &= rest - 1) {
-      const int end = word * 64 + __builtin_ctzll(rest) + 1, length = end - begin;
-      uint16_t* row = groups.row + groups.count * kGroup;
-      for (int i = 0; i < length; i += 64) {
-        std::memcpy(row + i, table.row + begin + i, 64 * sizeof *row);
-        for (int j = 0; j < 64 / kGroup; ++j) groups.sum[groups.count + i / kGroup + j] = static_cast<uint16_t>(groups.bins * kRowBytes);
-      }
-      std::memset(row + length, 0, kGroup * sizeof *row);
-      groups.bin[groups.bins++] = exact ? exact_bin(grid, view, start, table.t[begin])
-                                        : start.bin + ((table.level[begin] + start.level) >> grid.shift);
-      groups.count += (length + kGroup - 1) / kGroup;
-      begin = end;
-    }
-  std::memset(groups.row + groups.count * kGroup, 0, kWays * kGroup * sizeof *groups.row);
-  std::memset(groups.sum + groups.count, 0, kWays * sizeof *groups.sum);
+  int used = 0;
+  for (int word = 0; word * 64 < count; ++word) {
+    uint64_t rest = cuts[word];
+    const int next = used + __builtin_popcountll(rest);
+    for (; used < next; used += kAtOnce)  // more than needed: a loop whose end can be foreseen
+#pragma GCC unroll 8
+      for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1) segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
+    used = next;
+  }
+  for (int s = 0; s < used; ++s) {
+    const int i = segments.end[s] - 1;
+    segments.bin[s] = exact ? exact_bin(grid, view, start, table.t[i]) : start.bin + ((table.level[i] + start.level) >> grid.shift);
+  }
+  segments.count = used;
 }
 
-// Reads ahead a share of the box's lines, so that the requests are spread over the work on the box before it.
-template <typename Type>
-void read_ahead(const Box& box, const Samples<Type>& features, int share, int shares) {
-  constexpr int line = kRowBytes / sizeof(typename Type::Store);
-  const int lines = (box.shape->count + line - 1) / line;
-  for (int i = lines * share / shares; i < lines * (share + 1) / shares; ++i) {
-    const auto* x = features.at(box, i * line);
-    for (int j = 0; j < Row<Type>::lanes; ++j) __builtin_prefetch(x + features.lane[j], 0, 2);
+// The masks that leave so many of eight offsets, and make the others those of the zero row.
+constexpr uint64_t kFour = ~uint64_t{0};
+constexpr uint64_t kKeep[8][2] = {{0, 0},     {kFour >> 48, 0},     {kFour >> 32, 0},     {kFour >> 16, 0},
+                                  {kFour, 0}, {kFour, kFour >> 48}, {kFour, kFour >> 32}, {kFour, kFour >> 16}};
+
+template <typename R>
+ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t* row, uint64_t keep0, uint64_t keep1) {
+  uint64_t four[2];  // little-endian or not, each lane of 16 bits is an offset
+  std::memcpy(four, row, sizeof four);
+  four[0] &= keep0;
+  four[1] &= keep1;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    even.add(source + (four[0] >> 16 * i & 0xffff));
+    odd.add(source + (four[1] >> 16 * i & 0xffff));
   }
 }
 
@@ -257,41 +259,29 @@ template <typename Type>
 void sum_boxes(const Grid& grid, const Array& array, const Item& item, const double* scale, char* rows, const int64_t* offset) {
   using R = Row<Type>;
   using Acc = typename R::Acc;
-  alignas(64) Acc squares[(1 + kBox + R::width) * R::lanes] = {}, sums[kBox * R::lanes];
+  alignas(64) Acc squares[(1 + kBox + R::width) * R::lanes] = {};
   const char* source = reinterpret_cast<const char*>(squares);
-  char* target = reinterpret_cast<char*>(sums);
-  Groups groups;
+  Segments segments;
   Acc factor[R::lanes];
   for (int lane = 0; lane < R::lanes; ++lane) factor[lane] = static_cast<Acc>(scale[lane]);
   const Samples<Type> features(array, item);
   for (int64_t b = item.begin; b < item.end; ++b) {
-    const Box box = find_box(grid, b), next = find_box(grid, b + 1 < item.end ? b + 1 : b);
+    const Box box = find_box(grid, b);
     load_squares<Type>(box, features, factor, squares);
     for (int k = 0; k < grid.views; ++k) {
-      read_ahead<Type>(next, features, k, grid.views);
-      group_by_bin(grid, grid.view[k], box.table[k], box, groups);
-      for (int i = 0; i < groups.bins; ++i) R{}.write(sums + i * R::lanes);
-      const int way = (groups.count + kWays - 1) / kWays;  // neighbours often share a sum: far ones run side by side
-      for (int i = 0; i < way; ++i)
-#pragma GCC unroll 4
-        for (int g = i; g < kWays * way; g += way) {
-          const uint16_t* row = groups.row + g * kGroup;
-          R even{}, odd{};
-#pragma GCC unroll 8
-          for (int j = 0; j < kGroup; j += 2) {
-            even.add(source + row[j]);
-            odd.add(source + row[j + 1]);
-          }
-          for (int part = 0; part < R::parts; ++part) even.part[part] += odd.part[part];
-          even.add(target + groups.sum[g]);
-          even.write(target + groups.sum[g]);
-        }
+      const BoxTable& table = box.table[k];
+      cut_into_bins(grid, grid.view[k], table, box, segments);
       char* view_rows = rows + offset[k] * kRowBytes;
-      for (int i = 0; i < groups.bins; ++i) {
-        R sum{};
-        sum.add(sums + i * R::lanes);
-        sum.add(view_rows + groups.bin[i] * kRowBytes);
-        sum.write(view_rows + groups.bin[i] * kRowBytes);
+      for (int s = 0, i = 0; s < segments.count; ++s) {
+        const int end = segments.end[s];
+        R even{}, odd{};  // from zero, so that long sums round little
+        for (; i + 8 <= end; i += 8) add_rows(even, odd, source, table.row + i, ~uint64_t{0}, ~uint64_t{0});
+        add_rows(even, odd, source, table.row + i, kKeep[end - i][0], kKeep[end - i][1]);
+        i = end;
+        for (int part = 0; part < R::parts; ++part) even.part[part] += odd.part[part];
+        char* target = view_rows + segments.bin[s] * kRowBytes;
+        even.add(target);
+        even.write(target);
       }
     }
   }
