@@ -123,7 +123,7 @@ struct Plan {
     } else {
       box[2] = even_piece(grid.length[2], grid.length[2] <= 64 ? 64 : 32);
       room /= box[2];
-      box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], std::max<int64_t>(room / 4, 1) * 2);
+      box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], room);
     }
     room = kBox / box[2] / box[1];
     box[0] = even_piece(grid.length[0], room);

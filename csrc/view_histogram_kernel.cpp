@@ -368,8 +368,7 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
   Acc first[R::lanes], second[R::lanes];
   for (int i = 0; i < R::lanes; ++i) first[i] = static_cast<Acc>(factor[i][0]), second[i] = static_cast<Acc>(factor[i][1]);
   for (int64_t b = item.begin; b < item.end; ++b) {
-    const Box box = find_box(grid, b), next = find_box(grid, b + 1 < item.end ? b + 1 : b);
-    const int64_t ahead = next.offset(array.stride) - box.offset(array.stride);
+    const Box box = find_box(grid, b);
     for (int k = 0; k < grid.views; ++k) start[k] = box_start(grid, grid.view[k], box.table[k], box);
     for_each_square<Type>(box, features, &out, [&](int p, const Store* x, const int64_t* x_lane, Store* y, const int64_t* y_lane)
                                                    __attribute__((always_inline)) {
@@ -386,15 +385,19 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
           if (__builtin_expect(doubtful, 0))
             for (int i = 0; i < R::width; ++i)
               place[i] = static_cast<uint32_t>((exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
-#pragma GCC unroll 16
-          for (int i = 0; i < R::width; ++i) sum[i] += load_bits<Vec>(origin + place[i]);
+#pragma GCC unroll 8
+          for (int i = 0; i < R::width; i += 2) {
+            uint64_t two;
+            std::memcpy(&two, place + i, sizeof two);
+            sum[i] += load_bits<Vec>(origin + (two & 0xffffffff));
+            sum[i + 1] += load_bits<Vec>(origin + (two >> 32));
+          }
         }
         transpose<1>(sum);
 #pragma GCC unroll 16
         for (int i = 0; i < R::width; ++i) {
           const int lane = part * R::width + i;
           if (lane >= out.count) break;
-          __builtin_prefetch(x + x_lane[lane] + ahead, 0, 2);
           const Vec value = load(Type{}, x + x_lane[lane]) * first[lane] * (sum[i] * second[lane]);
           Store* target = y + y_lane[lane];
           if (streaming && reinterpret_cast<uintptr_t>(target) % kVectorBytes == 0)
