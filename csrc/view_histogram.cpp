@@ -1,4 +1,4 @@
-// view_histogram: plans the boxes and the views, shares the work among threads, and binds to Python.
+// view_histogram: shares the work among threads and binds to Python.
 #include "view_histogram.h"
 
 #include <algorithm>
@@ -7,150 +7,10 @@
 #include <memory>
 
 #include "arrays.h"
-#include "parallel.h"
+#include "view_histogram_plan.h"
 
 namespace add_ops {
 namespace {
-
-constexpr int kLanes = kRowBytes / sizeof(float);  // the most samples in a row
-
-struct Problem {
-  Feature type;
-  Array features, out;
-  int64_t batch, length[3];  // the axes as they are: C, H, W
-  bool wide() const { return type == Feature::float64; }
-  int lanes() const { return wide() ? kLanes / 2 : kLanes; }
-  int64_t groups() const { return (batch + lanes() - 1) / lanes(); }
-  int64_t positions() const { return length[0] * length[1] * length[2]; }
-};
-
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The length of equal pieces of `length`, none longer than `most`.
-int64_t even_piece(int64_t length, int64_t most) { return ceil_divide(length, ceil_divide(length, most)); }
-
-// Integer steps of a view along C, H, W; the rounding is part of the definition, so no operation here may be fused.
-void integer_steps(const double* direction, const int64_t* length, bool unit, int64_t* step) {
-  double s[3], reach = 0;
-  for (int i = 0; i < 3; ++i) {
-    s[i] = !unit ? direction[i] : length[i] == 1 ? 0 : 2 * direction[i] / static_cast<double>(length[i] - 1);
-    reach += std::fabs(s[i]) * static_cast<double>(length[i] - 1);
-  }
-  for (int i = 0; i < 3; ++i) step[i] = reach == 0 ? 0 : static_cast<int64_t>(std::nearbyint(s[i] / reach * 0x1p30));
-}
-
-void fill_table(const Grid& grid, const View& view, const BoxShape& shape, bool sorted, BoxTable& table) {
-  table.corner = 0;
-  for (int i = 0; i < 3; ++i) table.corner += std::min<int64_t>(view.step[i], 0) * (shape.extent[i] - 1);
-  uint64_t keys[kBox];  // t < 2^40 above the position
-  int count = 0;
-  for (int64_t i = 0; i < shape.extent[0]; ++i)
-    for (int64_t j = 0; j < shape.extent[1]; ++j)
-      for (int64_t k = 0; k < shape.extent[2]; ++k, ++count)
-        keys[count] = static_cast<uint64_t>(view.step[0] * i + view.step[1] * j + view.step[2] * k - table.corner) << 8 |
-                      static_cast<uint64_t>(count);
-  if (sorted) std::sort(keys, keys + count);
-  for (int i = 0; i < kBox; ++i) {
-    const uint64_t key = keys[i < count ? i : 0];
-    table.t[i] = static_cast<int64_t>(key >> 8);
-    table.row[i] = static_cast<uint16_t>(((key & 255) + 1) * kRowBytes);
-    table.level[i] = static_cast<uint32_t>(static_cast<double>(table.t[i] * grid.bins) * view.scale);
-  }
-  std::fill(table.level + kBox, std::end(table.level), table.level[0]);
-  std::fill(table.row + kBox, std::end(table.row), 0);
-}
-
-// A Grid with the arrays that it points into.
-struct Plan {
-  Grid grid;
-  std::vector<View> views;
-  std::unique_ptr<BoxTable[]> tables;
-
-  Plan(const Problem& p, const double* directions, int64_t count, int64_t bins, bool unit, bool sorted, int threads) : views(count) {
-    int axes[3] = {0, 1, 2};
-    const auto reach = [&](int a) { return p.length[a] == 1 ? INT64_MAX : std::abs(p.features.stride[a]); };
-    std::stable_sort(axes, axes + 3, [&](int a, int b) { return reach(a) > reach(b); });
-    for (int i = 0; i < 3; ++i) {
-      grid.length[i] = p.length[axes[i]];
-      features.stride[i] = p.features.stride[axes[i]];
-      out.stride[i] = p.out.stride[axes[i]];
-    }
-    features.data = p.features.data, features.batch_stride = p.features.batch_stride;
-    out.data = p.out.data, out.batch_stride = p.out.batch_stride;
-    choose_boxes(sorted);
-
-    grid.bins = bins;
-    grid.views = static_cast<int>(count);
-    grid.shift = 31;
-    for (int64_t k = 0; k < count; ++k) {
-      View& view = views[k];
-      int64_t step[3], total = 0;
-      integer_steps(directions + 3 * k, p.length, unit, step);
-      view.base = 0;
-      double box_bins = 0;
-      for (int i = 0; i < 3; ++i) {
-        view.step[i] = step[axes[i]];
-        view.base -= std::min<int64_t>(view.step[i], 0) * (grid.length[i] - 1);
-        total += std::abs(view.step[i]) * (grid.length[i] - 1);
-        box_bins += static_cast<double>(std::abs(view.step[i]) * (grid.box[i] - 1));
-      }
-      view.divisor = total + 1;
-      box_bins = box_bins * static_cast<double>(bins) / static_cast<double>(view.divisor) + 2;
-      view.exact = box_bins > kBox;
-      while (!view.exact && std::ldexp(box_bins, grid.shift) >= 0x1p32) --grid.shift;
-    }
-    for (View& view : views) view.scale = std::ldexp(1.0, grid.shift) / static_cast<double>(view.divisor);
-    tables.reset(new BoxTable[kShapes * count]);
-    grid.view = views.data();
-    grid.table = tables.get();
-    parallel_for(count, threads, [&](int64_t k, int) {
-      for (int shape = 0; shape < kShapes; ++shape)
-        if (grid.shape[shape].count > 0) fill_table(grid, views[k], grid.shape[shape], sorted, tables[shape * count + k]);
-    });
-  }
-
-  Array features, out;  // with their strides in the grid's order
-
-  int64_t boxes() const { return grid.boxes[0] * grid.boxes[1] * grid.boxes[2]; }
-
- private:
-  // Compact boxes meet few bins along every view, which the forward likes; long ones read and write memory in order.
-  void choose_boxes(bool sorted) {
-    int64_t box[3], room = kBox;
-    if (sorted) {
-      box[2] = grid.length[2] % 16 == 0 ? 16 : even_piece(grid.length[2], 32);
-      box[1] = even_piece(grid.length[1], std::max<int64_t>(32 / box[2], 1));
-    } else {
-      box[2] = even_piece(grid.length[2], grid.length[2] <= 64 ? 64 : 32);
-      room /= box[2];
-      box[1] = grid.length[1] <= room ? grid.length[1] : even_piece(grid.length[1], room);
-    }
-    room = kBox / box[2] / box[1];
-    box[0] = even_piece(grid.length[0], room);
-    for (int i = 0; i < 3; ++i) {
-      grid.box[i] = static_cast<int>(box[i]);
-      grid.boxes[i] = ceil_divide(grid.length[i], box[i]);
-    }
-    for (int cut = 0; cut < kShapes; ++cut) {
-      BoxShape& shape = grid.shape[cut];
-      shape.count = 1;
-      for (int i = 0; i < 3; ++i) {
-        const int64_t tail = grid.length[i] % box[i];
-        shape.extent[i] = static_cast<int>(cut >> i & 1 ? tail : box[i]);
-        shape.count *= shape.extent[i];
-      }
-      shape.run = 1;
-      for (int i = 2; i >= 0; --i) {
-        if (features.stride[i] != shape.run || out.stride[i] != shape.run) {
-          if (shape.extent[i] != 1) break;
-          continue;
-        }
-        shape.run *= shape.extent[i];
-        if (shape.extent[i] != grid.length[i]) break;
-      }
-    }
-  }
-};
 
 // Aligned scratch memory, uninitialised: each page is first written by the thread that uses it.
 using Scratch = std::unique_ptr<char[], void (*)(char*)>;
@@ -158,53 +18,6 @@ Scratch make_scratch(int64_t rows) {
   constexpr auto alignment = std::align_val_t{kRowBytes};
   return {static_cast<char*>(::operator new[](static_cast<size_t>(rows) * kRowBytes, alignment)),
           [](char* p) { ::operator delete[](p, std::align_val_t{kRowBytes}); }};
-}
-
-// The boxes are cut into parts, each summed into rows of its own: only of the bins that it can reach.
-struct Part {
-  int64_t begin, end, rows;
-  std::vector<int64_t> offset;                         // (views,) of bin 0, so possibly before the part's rows
-  std::vector<std::pair<int64_t, int64_t>> reachable;  // (views,) bins [first, last)
-};
-
-Part make_part(const Grid& grid, int64_t begin, int64_t end) {
-  Part part{begin, end, 0, {}, {}};
-  int64_t low[3] = {0, 0, 0}, high[3] = {grid.boxes[0] - 1, grid.boxes[1] - 1, grid.boxes[2] - 1};
-  int64_t inner = grid.boxes[1] * grid.boxes[2], first = begin, last = end - 1;
-  for (int i = 0; i < 3; ++i) {
-    low[i] = first / inner, high[i] = last / inner;
-    if (low[i] != high[i]) break;
-    first %= inner, last %= inner;
-    inner /= i < 2 ? grid.boxes[i + 1] : 1;
-  }
-  for (int i = 0; i < 3; ++i) low[i] *= grid.box[i], high[i] = std::min(grid.length[i], (high[i] + 1) * grid.box[i]) - 1;
-  for (int k = 0; k < grid.views; ++k) {
-    const View& view = grid.view[k];
-    int64_t from = view.base, to = view.base;
-    for (int i = 0; i < 3; ++i) {
-      from += view.step[i] * (view.step[i] > 0 ? low[i] : high[i]);
-      to += view.step[i] * (view.step[i] > 0 ? high[i] : low[i]);
-    }
-    const int64_t first_bin = from * grid.bins / view.divisor, last_bin = to * grid.bins / view.divisor + 1;
-    part.reachable.emplace_back(first_bin, last_bin);
-    part.offset.push_back(part.rows - first_bin);
-    part.rows += last_bin - first_bin;
-  }
-  return part;
-}
-
-// As many parts as make kItems items, as long as their rows stay below 7/16 of the features (or 1 MiB, for small batches).
-std::vector<Part> make_parts(const Problem& p, const Plan& plan) {
-  const int64_t room = std::max<int64_t>(p.batch * p.positions() * (p.wide() ? 8 : 4) / 16 * 7, 1 << 20);
-  for (int64_t count = std::min(plan.boxes(), std::max<int64_t>(1, kItems / p.groups()));; count /= 2) {
-    std::vector<Part> parts;
-    int64_t rows = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      parts.push_back(make_part(plan.grid, plan.boxes() * i / count, plan.boxes() * (i + 1) / count));
-      rows += parts.back().rows;
-    }
-    if (count == 1 || rows * kRowBytes * p.groups() <= room) return parts;
-  }
 }
 
 // The power of two that brings the largest |x| of a sample near 1.

@@ -13,10 +13,9 @@ namespace add_ops {
 
 constexpr int kBox = 256;      // positions in a box: 16 KiB of rows, half of a level-1 cache
 constexpr int kRowBytes = 64;  // 16 floats or 8 doubles: a row holds one position (or one bin) of as many samples
-constexpr uint32_t kDoubt = 3; // see find_cuts
 constexpr int kShapes = 8;     // a box may be cut short at the end of each axis
-
-constexpr int kItems = 32;      // work items to aim at, whatever the number of threads; the most parts of the boxes
+constexpr int kItems = 32;     // work items to aim at, whatever the number of threads; the most parts of the boxes
+constexpr uint32_t kDoubt = 3;  // what the sum of two truncated levels may be off by, see find_cuts
 
 enum class Feature { float32, float64, float16, bfloat16 };
 
@@ -30,7 +29,7 @@ struct BoxShape {
 struct View {
   int64_t step[3], base, divisor;  // T = base + sum(step * n), bin = T * bins / divisor
   double scale;                    // bin = T * bins * scale >> shift, but for the last units
-  bool exact;  // a box spans so many bins that positions are divided one by one
+  bool exact;                      // a box spans so many bins that positions are divided one by one
 };
 
 // T(first position) * bins = bin * divisor + rest.
@@ -43,8 +42,8 @@ struct BoxStart {
 struct BoxTable {
   uint32_t level[kBox + 16];  // t * bins * scale; beyond the box's positions, the first one's again
   int64_t t[kBox];
-  uint16_t row[kBox + 64];  // byte offset of the position's row, beneath the zero row
-  int64_t corner;      // T(first) - T(origin of the box)
+  uint16_t row[kBox + 8];   // byte offset of the position's row; the row at 0 is zero
+  int64_t corner;           // T(first) - T(origin of the box)
 };
 
 struct Grid {
@@ -52,7 +51,8 @@ struct Grid {
   int box[3];
   BoxShape shape[kShapes];
   int64_t bins;
-  int views, shift;
+  int views;
+  int shift;              // levels are in units of 1 / 2^shift bin
   const View* view;       // (views,)
   const BoxTable* table;  // (kShapes, views)
 };
@@ -79,8 +79,9 @@ ADD_OPS_DECLARE_KERNEL(void, histogram_finish, (bool wide, int64_t bins, int par
 // rows[j] = grad[j] - sum(grad * attention) for one view; the lanes are `stride` elements apart in grad and attention.
 ADD_OPS_DECLARE_KERNEL(void, histogram_levels, (bool wide, int64_t bins, const void* grad, const void* attention,
                                                 int64_t stride, int lanes, void* rows))
-// out = x * factor[lane][0] * factor[lane][1] * (sum over the views of the row of the position's bin).
+// out = x * factor[lane][0] * factor[lane][1] * (sum over the views of the row of the position's bin). start: scratch, (views,).
 ADD_OPS_DECLARE_KERNEL(void, histogram_gradient, (const Grid& grid, Feature type, const Array& features, const Array& out,
-                                                  const Item& item, const double (*factor)[2], const void* rows, BoxStart* start))
+                                                  const Item& item, const double (*factor)[2], const void* rows,
+                                                  BoxStart* start))
 
 }  // namespace add_ops

@@ -1,149 +1,9 @@
 // The inner loops of view_histogram. Compiled once per instruction set; see view_histogram.h for the layout.
-#include "view_histogram.h"
-
-#include "vectors.h"
+#include "view_histogram_rows.h"
 
 namespace add_ops {
 namespace ADD_OPS_ISA {
 namespace {
-
-// A row: one value per sample.
-template <typename Type>
-struct Row {
-  using Acc = typename Type::Acc;
-  using Vec = typename Type::Vec;
-  static constexpr int width = kVectorBytes / sizeof(Acc), lanes = kRowBytes / sizeof(Acc), parts = lanes / width;
-  Vec part[parts];
-
-  __attribute__((always_inline)) void write(void* p) const {
-    for (int i = 0; i < parts; ++i) store_bits(static_cast<Acc*>(p) + i * width, part[i]);
-  }
-  __attribute__((always_inline)) void add(const void* p) {
-    for (int i = 0; i < parts; ++i) part[i] += load_bits<Vec>(static_cast<const Acc*>(p) + i * width);
-  }
-};
-
-ADD_OPS_INLINE VecD widen(const float* p) { return __builtin_convertvector(load_bits<VecN>(p), VecD); }
-ADD_OPS_INLINE VecD widen(const double* p) { return load_bits<VecD>(p); }
-ADD_OPS_INLINE void narrow(VecD value, float* p) { store_bits(p, __builtin_convertvector(value, VecN)); }
-ADD_OPS_INLINE void narrow(VecD value, double* p) { store_bits(p, value); }
-
-// The same in float64, for sums that end in a result.
-template <typename Type>
-struct WideRow {
-  using Acc = typename Type::Acc;
-  static constexpr int width = kVectorBytes / sizeof(double), parts = Row<Type>::lanes / width;
-  VecD part[parts];
-
-  __attribute__((always_inline)) void add(const Acc* p) {
-    for (int i = 0; i < parts; ++i) part[i] += widen(p + i * width);
-  }
-};
-
-// Lanes apart: one line per sample, longer than a box so that lines do not compete for the same cache sets.
-template <typename Type>
-constexpr int kLine = kBox + kRowBytes / sizeof(typename Type::Acc);
-
-// Transposes the first `count` positions between lines[lane][position] and rows[position][lane], whole squares at a time.
-template <typename Type>
-void lines_to_rows(int count, const typename Type::Acc* lines, typename Type::Acc* rows) {
-  using R = Row<Type>;
-  for (int part = 0; part < R::parts; ++part)
-    for (int p = 0; p < count; p += R::width) {
-      typename R::Vec square[R::width];
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) square[i] = load_bits<typename R::Vec>(lines + (part * R::width + i) * kLine<Type> + p);
-      transpose<1>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) store_bits(rows + (p + i) * R::lanes + part * R::width, square[i]);
-    }
-}
-template <typename Type>
-void rows_to_lines(int count, const typename Type::Acc* rows, typename Type::Acc* lines) {
-  using R = Row<Type>;
-  for (int part = 0; part < R::parts; ++part)
-    for (int p = 0; p < count; p += R::width) {
-      typename R::Vec square[R::width];
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) square[i] = load_bits<typename R::Vec>(rows + (p + i) * R::lanes + part * R::width);
-      transpose<1>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) store_bits(lines + (part * R::width + i) * kLine<Type> + p, square[i]);
-    }
-}
-
-// Where a box lies, and where it begins along each view.
-struct Box {
-  const BoxShape* shape;
-  const BoxTable* table;  // (views,)
-  int64_t start[3];
-  int64_t offset(const int64_t* stride) const { return start[0] * stride[0] + start[1] * stride[1] + start[2] * stride[2]; }
-};
-
-Box find_box(const Grid& grid, int64_t index) {
-  Box box;
-  int cut = 0;
-  for (int axis = 2; axis >= 0; --axis) {
-    box.start[axis] = index % grid.boxes[axis] * grid.box[axis];
-    index /= grid.boxes[axis];
-    if (box.start[axis] + grid.box[axis] > grid.length[axis]) cut |= 1 << axis;
-  }
-  box.shape = &grid.shape[cut];
-  box.table = &grid.table[cut * grid.views];
-  return box;
-}
-
-int64_t offset_in_box(const BoxShape& shape, int p, const int64_t* stride) {
-  const int plane = shape.extent[1] * shape.extent[2];
-  return p / plane * stride[0] + p % plane / shape.extent[2] * stride[1] + p % shape.extent[2] * stride[2];
-}
-
-// The item's samples in one of the arrays.
-template <typename Type>
-struct Samples {
-  typename Type::Store* data;
-  const int64_t* stride;
-  int64_t lane[Row<Type>::lanes];  // where a sample begins; spare lanes repeat the last sample
-  int count;
-
-  Samples(const Array& array, const Item& item) : data(static_cast<typename Type::Store*>(array.data)), stride(array.stride) {
-    count = item.batch - item.first < Row<Type>::lanes ? static_cast<int>(item.batch - item.first) : Row<Type>::lanes;
-    for (int i = 0; i < Row<Type>::lanes; ++i)
-      lane[i] = (item.first + (i < count ? i : count - 1)) * array.batch_stride;
-  }
-  typename Type::Store* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
-};
-
-// Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p on:
-// lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square are
-// copied, x before the call, y after it.
-template <typename Type, typename Body>
-ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<Type>& in, const Samples<Type>* out, const Body& body) {
-  using R = Row<Type>;
-  const int run = box.shape->run, count = box.shape->count;
-  if (run >= R::width) {
-    for (int p = 0; p < count; p += run) {
-      const auto* x = in.at(box, p);
-      auto* y = out ? out->at(box, p) : nullptr;
-      for (int i = 0; i < run; i += R::width) {
-        const int at = i + R::width <= run ? i : run - R::width;
-        body(p + at, x + at, in.lane, y + at, out ? out->lane : nullptr);
-      }
-    }
-    return;
-  }
-  typename Type::Store x[R::lanes * R::width], y[R::lanes * R::width];
-  int64_t lane[R::lanes];
-  for (int i = 0; i < R::lanes; ++i) lane[i] = i * R::width;
-  for (int p = 0; p < count; p += R::width) {
-    const int here = count - p < R::width ? count - p : R::width;
-    for (int j = 0; j < R::width; ++j)
-      for (int i = 0; i < R::lanes; ++i) x[lane[i] + j] = in.at(box, p + (j < here ? j : 0))[in.lane[i]];
-    body(p, x, lane, y, lane);
-    for (int j = 0; out && j < here; ++j)
-      for (int i = 0; i < out->count; ++i) out->at(box, p + j)[out->lane[i]] = y[lane[i] + j];
-  }
-}
 
 // squares[1 + position] = (x * scale)^2, a row per position; squares[0] is zero.
 template <typename Type>
@@ -244,7 +104,8 @@ constexpr uint64_t kKeep[8][2] = {{0, 0},     {kFour >> 48, 0},     {kFour >> 32
 
 template <typename R>
 ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t* row, uint64_t keep0, uint64_t keep1) {
-  uint64_t four[2];  // little-endian or not, each lane of 16 bits is an offset
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first offset is the lowest");
+  uint64_t four[2];  // offsets at once: loads are what bounds this loop
   std::memcpy(four, row, sizeof four);
   four[0] &= keep0;
   four[1] &= keep1;
@@ -387,7 +248,7 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
               place[i] = static_cast<uint32_t>((exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
 #pragma GCC unroll 8
           for (int i = 0; i < R::width; i += 2) {
-            uint64_t two;
+            uint64_t two;  // offsets at once, as in add_rows
             std::memcpy(&two, place + i, sizeof two);
             sum[i] += load_bits<Vec>(origin + (two & 0xffffffff));
             sum[i + 1] += load_bits<Vec>(origin + (two >> 32));
