@@ -3,7 +3,7 @@
 #pragma once
 
 #include "spectral_distance.h"
-#include "spectral_distance_simd.h"
+#include "simd.h"
 
 namespace add_ops {
 namespace ADD_OPS_ISA {

@@ -6,22 +6,19 @@ namespace ADD_OPS_ISA {
 namespace {
 
 // squares[1 + position] = (x * scale)^2, a row per position; squares[0] is zero.
-template <typename Type>
-void load_squares(const Box& box, const Samples<Type>& features, const typename Type::Acc* scale, typename Type::Acc* squares) {
-  using R = Row<Type>;
-  using Store = typename Type::Store;
-  for_each_square<Type>(box, features, nullptr, [&](int p, const Store* x, const int64_t* lane, Store*, const int64_t*)
+template <typename E>
+void load_squares(const Box& box, const Samples<E>& features, const Acc<E>* scale, Acc<E>* squares) {
+  using R = Row<E>;
+  for_each_square<E>(box, features, nullptr, [&](int p, const E* x, const int64_t* lane, E*, const int64_t*)
                                                     __attribute__((always_inline)) {
     for (int part = 0; part < R::parts; ++part) {
-      typename R::Vec square[R::width];
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) {
-        square[i] = load(Type{}, x + lane[part * R::width + i]) * scale[part * R::width + i];
+      Vec<Acc<E>> square[R::width];
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) {
+        square[i] = load_as<Acc<E>>(x + lane[part * R::width + i]) * scale[part * R::width + i];
         square[i] *= square[i];
       }
-      transpose<1>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) store_bits(squares + (1 + p + i) * R::lanes + part * R::width, square[i]);
+      transpose<Acc<E>>(square);
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(squares + (1 + p + i) * R::lanes + part * R::width, square[i]);
     }
   });
 }
@@ -50,21 +47,20 @@ struct Segments {
 // of the two is a truncated double). So the list is cut where the whole part changes; should a position lie so close to the
 // edge of a bin, which is rare, the box is divided exactly.
 bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t start, int count, uint64_t* cuts) {
-  constexpr int width = kVectorBytes / sizeof(uint32_t);
+  constexpr int width = vector_bytes / sizeof(uint32_t);
   const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
-  VecU nearest = VecU{} - 1;
+  Mask nearest = Mask{} - 1;
   for (int first = 0; first < count; first += 64) {
     uint64_t word = 0;  // bit i: position first + i + 1 lies in a later bin than position first + i
-#pragma GCC unroll 16
-    for (int i = 0; i < 64; i += width) {
-      const VecU here = load_bits<VecU>(table.level + first + i) + start, next = load_bits<VecU>(table.level + first + i + 1) + start;
-      word |= static_cast<uint64_t>(lane_bits((VecU)(((here ^ next) & ~mask) != 0))) << i;
-      const VecU rest = here & mask;
+    ADD_OPS_UNROLL for (int i = 0; i < 64; i += width) {
+      const Mask here = load<Mask>(table.level + first + i) + start, next = load<Mask>(table.level + first + i + 1) + start;
+      word |= static_cast<uint64_t>(lane_bits((Mask)(((here ^ next) & ~mask) != 0))) << i;
+      const Mask rest = here & mask;
       nearest = rest < nearest ? rest : nearest;
     }
     cuts[first / 64] = word;
   }
-  return lane_bits((VecU)(nearest <= 2 * kDoubt)) == 0;
+  return lane_bits((Mask)(nearest <= 2 * kDoubt)) == 0;
 }
 
 void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Segments& segments) {
@@ -86,8 +82,7 @@ void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, co
     uint64_t rest = cuts[word];
     const int next = used + __builtin_popcountll(rest);
     for (; used < next; used += kAtOnce)  // more than needed: a loop whose end can be foreseen
-#pragma GCC unroll 8
-      for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1) segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
+      ADD_OPS_UNROLL for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1) segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
     used = next;
   }
   for (int s = 0; s < used; ++s) {
@@ -109,26 +104,24 @@ ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t
   std::memcpy(four, row, sizeof four);
   four[0] &= keep0;
   four[1] &= keep1;
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  ADD_OPS_UNROLL for (int i = 0; i < 4; ++i) {
     even.add(source + (four[0] >> 16 * i & 0xffff));
     odd.add(source + (four[1] >> 16 * i & 0xffff));
   }
 }
 
-template <typename Type>
+template <typename E>
 void sum_boxes(const Grid& grid, const Array& array, const Item& item, const double* scale, char* rows, const int64_t* offset) {
-  using R = Row<Type>;
-  using Acc = typename R::Acc;
-  alignas(64) Acc squares[(1 + kBox + R::width) * R::lanes] = {};
+  using R = Row<E>;
+  alignas(64) Acc<E> squares[(1 + kBox + R::width) * R::lanes] = {};
   const char* source = reinterpret_cast<const char*>(squares);
   Segments segments;
-  Acc factor[R::lanes];
-  for (int lane = 0; lane < R::lanes; ++lane) factor[lane] = static_cast<Acc>(scale[lane]);
-  const Samples<Type> features(array, item);
+  Acc<E> factor[R::lanes];
+  for (int lane = 0; lane < R::lanes; ++lane) factor[lane] = static_cast<Acc<E>>(scale[lane]);
+  const Samples<E> features(array, item);
   for (int64_t b = item.begin; b < item.end; ++b) {
     const Box box = find_box(grid, b);
-    load_squares<Type>(box, features, factor, squares);
+    load_squares<E>(box, features, factor, squares);
     for (int k = 0; k < grid.views; ++k) {
       const BoxTable& table = box.table[k];
       cut_into_bins(grid, grid.view[k], table, box, segments);
@@ -148,21 +141,20 @@ void sum_boxes(const Grid& grid, const Array& array, const Item& item, const dou
   }
 }
 
-template <typename Type>
-void total(int64_t count, const typename Type::Acc* rows, double* sum) {
-  WideRow<Type> lanes{};
-  for (int64_t j = 0; j < count; ++j) lanes.add(rows + j * Row<Type>::lanes);
+template <typename E>
+void total(int64_t count, const Acc<E>* rows, double* sum) {
+  WideRow<E> lanes{};
+  for (int64_t j = 0; j < count; ++j) lanes.add(rows + j * Row<E>::lanes);
   std::memcpy(sum, &lanes, sizeof lanes);
 }
 
-template <typename Type>
+template <typename E>
 void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*range)[2], const double* factor, int lanes,
-            typename Type::Acc* out, int64_t out_stride) {
-  using R = Row<Type>;
-  using W = WideRow<Type>;
-  using Acc = typename R::Acc;
+            Acc<E>* out, int64_t out_stride) {
+  using R = Row<E>;
+  using W = WideRow<E>;
   constexpr int height = 32;
-  alignas(64) Acc tile[height * R::lanes], lines[R::lanes * kLine<Type>];
+  alignas(64) Acc<E> tile[height * R::lanes], lines[R::lanes * kLine<E>];
   for (int64_t first = 0; first < bins; first += height) {
     const int64_t last = first + height < bins ? first + height : bins;
     int near[kItems], count = 0;  // the parts that hold any of these bins
@@ -172,43 +164,42 @@ void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*ra
       W sum{};
       for (int i = 0; i < count; ++i) {
         const int c = near[i];
-        if (j >= range[c][0] && j < range[c][1]) sum.add(static_cast<const Acc*>(rows[c]) + (j - range[c][0]) * R::lanes);
+        if (j >= range[c][0] && j < range[c][1]) sum.add(static_cast<const Acc<E>*>(rows[c]) + (j - range[c][0]) * R::lanes);
       }
       for (int i = 0; i < W::parts; ++i)
-        narrow(sum.part[i] * load_bits<VecD>(factor + i * W::width), tile + (j - first) * R::lanes + i * W::width);
+        store_as<double>(tile + (j - first) * R::lanes + i * W::width, sum.part[i] * load<Vec<double>>(factor + i * W::width));
     }
-    rows_to_lines<Type>(static_cast<int>(last - first), tile, lines);
+    rows_to_lines<E>(static_cast<int>(last - first), tile, lines);
     for (int lane = 0; lane < lanes; ++lane)
-      std::memcpy(out + lane * out_stride + first, lines + lane * kLine<Type>, (last - first) * sizeof(Acc));
+      std::memcpy(out + lane * out_stride + first, lines + lane * kLine<E>, (last - first) * sizeof(Acc<E>));
   }
 }
 
-template <typename Type>
-void center_levels(int64_t bins, const typename Type::Acc* grad, const typename Type::Acc* attention, int64_t stride, int lanes,
-                   typename Type::Acc* rows) {
-  using R = Row<Type>;
-  using Acc = typename R::Acc;
-  constexpr int width = WideRow<Type>::width;
-  Acc mean[R::lanes] = {};
+template <typename E>
+void center_levels(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, int64_t stride, int lanes,
+                   Acc<E>* rows) {
+  using R = Row<E>;
+  constexpr int width = WideRow<E>::width;
+  Acc<E> mean[R::lanes] = {};
   for (int lane = 0; lane < lanes; ++lane) {
-    const Acc *g = grad + lane * stride, *a = attention + lane * stride;
-    VecD even{}, odd{};
+    const Acc<E> *g = grad + lane * stride, *a = attention + lane * stride;
+    Vec<double> even{}, odd{};
     int64_t j = 0;
     for (; j + 2 * width <= bins; j += 2 * width) {
-      even += widen(g + j) * widen(a + j);
-      odd += widen(g + j + width) * widen(a + j + width);
+      even += load_as<double>(g + j) * load_as<double>(a + j);
+      odd += load_as<double>(g + j + width) * load_as<double>(a + j + width);
     }
     double total = 0;
     for (; j < bins; ++j) total += static_cast<double>(g[j]) * static_cast<double>(a[j]);
     for (int i = 0; i < width; ++i) total += even[i] + odd[i];
-    mean[lane] = static_cast<Acc>(total);
+    mean[lane] = static_cast<Acc<E>>(total);
   }
-  alignas(64) Acc lines[R::lanes * kLine<Type>] = {}, tile[kBox * R::lanes];
+  alignas(64) Acc<E> lines[R::lanes * kLine<E>] = {}, tile[kBox * R::lanes];
   for (int64_t first = 0; first < bins; first += kBox) {
     const int count = static_cast<int>(first + kBox < bins ? kBox : bins - first);
     for (int lane = 0; lane < lanes; ++lane)
-      for (int j = 0; j < count; ++j) lines[lane * kLine<Type> + j] = grad[lane * stride + first + j] - mean[lane];
-    lines_to_rows<Type>(count, lines, tile);
+      for (int j = 0; j < count; ++j) lines[lane * kLine<E> + j] = grad[lane * stride + first + j] - mean[lane];
+    lines_to_rows<E>(count, lines, tile);
     std::memcpy(rows + first * R::lanes, tile, count * kRowBytes);
   }
 }
@@ -216,60 +207,55 @@ void center_levels(int64_t bins, const typename Type::Acc* grad, const typename 
 constexpr size_t kStreamBytes = 16 << 20;  // gradients larger than this bypass the caches
 
 // grad = x * factor[0] * (sum over the views of the centred gradient of the position's bin) * factor[1]
-template <typename Type>
+template <typename E>
 void gradient(const Grid& grid, const Array& array, const Array& out_array, const Item& item, const double (*factor)[2],
               const char* rows, BoxStart* start) {
-  using R = Row<Type>;
-  using Acc = typename R::Acc;
-  using Vec = typename R::Vec;
-  using Store = typename Type::Store;
-  const bool streaming = item.batch * grid.length[0] * grid.length[1] * grid.length[2] * sizeof(Store) > kStreamBytes;
+  using R = Row<E>;
+  const bool streaming = item.batch * grid.length[0] * grid.length[1] * grid.length[2] * sizeof(E) > kStreamBytes;
   const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
-  const Samples<Type> features(array, item), out(out_array, item);
-  Acc first[R::lanes], second[R::lanes];
-  for (int i = 0; i < R::lanes; ++i) first[i] = static_cast<Acc>(factor[i][0]), second[i] = static_cast<Acc>(factor[i][1]);
+  const Samples<E> features(array, item), out(out_array, item);
+  Acc<E> first[R::lanes], second[R::lanes];
+  for (int i = 0; i < R::lanes; ++i) first[i] = static_cast<Acc<E>>(factor[i][0]), second[i] = static_cast<Acc<E>>(factor[i][1]);
   for (int64_t b = item.begin; b < item.end; ++b) {
     const Box box = find_box(grid, b);
     for (int k = 0; k < grid.views; ++k) start[k] = box_start(grid, grid.view[k], box.table[k], box);
-    for_each_square<Type>(box, features, &out, [&](int p, const Store* x, const int64_t* x_lane, Store* y, const int64_t* y_lane)
+    for_each_square<E>(box, features, &out, [&](int p, const E* x, const int64_t* x_lane, E* y, const int64_t* y_lane)
                                                    __attribute__((always_inline)) {
       for (int part = 0; part < R::parts; ++part) {
-        Vec sum[R::width] = {};
+        Vec<Acc<E>> sum[R::width] = {};
         for (int k = 0; k < grid.views; ++k) {
           const BoxTable& table = box.table[k];
-          const char* origin = rows + (k * grid.bins + start[k].bin) * kRowBytes + part * kVectorBytes;
+          const char* origin = rows + (k * grid.bins + start[k].bin) * kRowBytes + part * vector_bytes;
           uint32_t place[kRowBytes / sizeof(uint32_t)];  // byte offsets of the rows of the positions' bins
           uint32_t doubtful = grid.view[k].exact;
-          const VecU level = load_bits<VecU>(table.level + p) + start[k].level;
-          doubtful |= lane_bits((VecU)((level & mask) <= 2 * kDoubt));
-          store_bits(place, (level >> grid.shift) * kRowBytes);
+          const Mask level = load<Mask>(table.level + p) + start[k].level;
+          doubtful |= lane_bits((Mask)((level & mask) <= 2 * kDoubt));
+          store(place, (level >> grid.shift) * kRowBytes);
           if (__builtin_expect(doubtful, 0))
             for (int i = 0; i < R::width; ++i)
               place[i] = static_cast<uint32_t>((exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
-#pragma GCC unroll 8
-          for (int i = 0; i < R::width; i += 2) {
+          ADD_OPS_UNROLL for (int i = 0; i < R::width; i += 2) {
             uint64_t two;  // offsets at once, as in add_rows
             std::memcpy(&two, place + i, sizeof two);
-            sum[i] += load_bits<Vec>(origin + (two & 0xffffffff));
-            sum[i + 1] += load_bits<Vec>(origin + (two >> 32));
+            sum[i] += load<Vec<Acc<E>>>(origin + (two & 0xffffffff));
+            sum[i + 1] += load<Vec<Acc<E>>>(origin + (two >> 32));
           }
         }
-        transpose<1>(sum);
-#pragma GCC unroll 16
-        for (int i = 0; i < R::width; ++i) {
+        transpose<Acc<E>>(sum);
+        ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) {
           const int lane = part * R::width + i;
           if (lane >= out.count) break;
-          const Vec value = load(Type{}, x + x_lane[lane]) * first[lane] * (sum[i] * second[lane]);
-          Store* target = y + y_lane[lane];
-          if (streaming && reinterpret_cast<uintptr_t>(target) % kVectorBytes == 0)
-            stream(Type{}, target, value);
+          const Vec<Acc<E>> value = load_as<Acc<E>>(x + x_lane[lane]) * first[lane] * (sum[i] * second[lane]);
+          E* target = y + y_lane[lane];
+          if (sizeof(E) == sizeof(Acc<E>) && streaming && reinterpret_cast<uintptr_t>(target) % vector_bytes == 0)
+            stream(target, value);
           else
-            store(Type{}, target, value);
+            store_as<Acc<E>>(target, value);
         }
       }
     });
   }
-  if (streaming) end_stream();
+  if (streaming) fence_streams();
 }
 
 }  // namespace
@@ -277,38 +263,38 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
 void histogram_boxes(const Grid& grid, Feature type, const Array& features, const Item& item, const double* scale, void* rows,
                      const int64_t* offset) {
   char* target = static_cast<char*>(rows);
-  if (type == Feature::float32) sum_boxes<Float32>(grid, features, item, scale, target, offset);
-  if (type == Feature::float64) sum_boxes<Float64>(grid, features, item, scale, target, offset);
-  if (type == Feature::float16) sum_boxes<Float16>(grid, features, item, scale, target, offset);
-  if (type == Feature::bfloat16) sum_boxes<BFloat16>(grid, features, item, scale, target, offset);
+  if (type == Feature::float32) sum_boxes<float>(grid, features, item, scale, target, offset);
+  if (type == Feature::float64) sum_boxes<double>(grid, features, item, scale, target, offset);
+  if (type == Feature::float16) sum_boxes<Half>(grid, features, item, scale, target, offset);
+  if (type == Feature::bfloat16) sum_boxes<Bfloat>(grid, features, item, scale, target, offset);
 }
 
 void histogram_total(bool wide, int64_t count, const void* rows, double* sum) {
-  if (wide) return total<Float64>(count, static_cast<const double*>(rows), sum);
-  total<Float32>(count, static_cast<const float*>(rows), sum);
+  if (wide) return total<double>(count, static_cast<const double*>(rows), sum);
+  total<float>(count, static_cast<const float*>(rows), sum);
 }
 
 void histogram_finish(bool wide, int64_t bins, int parts, const void* const* rows, const int64_t (*range)[2],
                       const double* factor, int lanes, void* out, int64_t out_stride) {
-  if (wide) return finish<Float64>(bins, parts, rows, range, factor, lanes, static_cast<double*>(out), out_stride);
-  finish<Float32>(bins, parts, rows, range, factor, lanes, static_cast<float*>(out), out_stride);
+  if (wide) return finish<double>(bins, parts, rows, range, factor, lanes, static_cast<double*>(out), out_stride);
+  finish<float>(bins, parts, rows, range, factor, lanes, static_cast<float*>(out), out_stride);
 }
 
 void histogram_levels(bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes, void* rows) {
   if (wide)
-    return center_levels<Float64>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention), stride, lanes,
+    return center_levels<double>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention), stride, lanes,
                                   static_cast<double*>(rows));
-  center_levels<Float32>(bins, static_cast<const float*>(grad), static_cast<const float*>(attention), stride, lanes,
+  center_levels<float>(bins, static_cast<const float*>(grad), static_cast<const float*>(attention), stride, lanes,
                          static_cast<float*>(rows));
 }
 
 void histogram_gradient(const Grid& grid, Feature type, const Array& features, const Array& out, const Item& item,
                         const double (*factor)[2], const void* rows, BoxStart* start) {
   const char* source = static_cast<const char*>(rows);
-  if (type == Feature::float32) gradient<Float32>(grid, features, out, item, factor, source, start);
-  if (type == Feature::float64) gradient<Float64>(grid, features, out, item, factor, source, start);
-  if (type == Feature::float16) gradient<Float16>(grid, features, out, item, factor, source, start);
-  if (type == Feature::bfloat16) gradient<BFloat16>(grid, features, out, item, factor, source, start);
+  if (type == Feature::float32) gradient<float>(grid, features, out, item, factor, source, start);
+  if (type == Feature::float64) gradient<double>(grid, features, out, item, factor, source, start);
+  if (type == Feature::float16) gradient<Half>(grid, features, out, item, factor, source, start);
+  if (type == Feature::bfloat16) gradient<Bfloat>(grid, features, out, item, factor, source, start);
 }
 
 }  // namespace ADD_OPS_ISA

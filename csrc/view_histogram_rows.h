@@ -1,76 +1,68 @@
 // Rows, lines and squares: how the kernels of view_histogram turn samples in memory into one row per position. For kernel
-// files only, as vectors.h.
+// files only, as simd.h.
 #pragma once
 
-#include "vectors.h"
+#include "simd.h"
 #include "view_histogram.h"
 
 namespace add_ops {
 namespace ADD_OPS_ISA {
 namespace {
 
+// What elements are squared and summed in.
+template <typename E>
+using Acc = std::conditional_t<sizeof(E) == 8, double, float>;
+
 // A row: one value per sample.
-template <typename Type>
+template <typename E>
 struct Row {
-  using Acc = typename Type::Acc;
-  using Vec = typename Type::Vec;
-  static constexpr int width = kVectorBytes / sizeof(Acc), lanes = kRowBytes / sizeof(Acc), parts = lanes / width;
-  Vec part[parts];
+  static constexpr int width = vector_bytes / sizeof(Acc<E>), lanes = kRowBytes / sizeof(Acc<E>), parts = lanes / width;
+  Vec<Acc<E>> part[parts];
 
   __attribute__((always_inline)) void write(void* p) const {
-    for (int i = 0; i < parts; ++i) store_bits(static_cast<Acc*>(p) + i * width, part[i]);
+    for (int i = 0; i < parts; ++i) store(static_cast<Acc<E>*>(p) + i * width, part[i]);
   }
   __attribute__((always_inline)) void add(const void* p) {
-    for (int i = 0; i < parts; ++i) part[i] += load_bits<Vec>(static_cast<const Acc*>(p) + i * width);
+    for (int i = 0; i < parts; ++i) part[i] += load<Vec<Acc<E>>>(static_cast<const Acc<E>*>(p) + i * width);
   }
 };
 
-ADD_OPS_INLINE VecD widen(const float* p) { return __builtin_convertvector(load_bits<VecN>(p), VecD); }
-ADD_OPS_INLINE VecD widen(const double* p) { return load_bits<VecD>(p); }
-ADD_OPS_INLINE void narrow(VecD value, float* p) { store_bits(p, __builtin_convertvector(value, VecN)); }
-ADD_OPS_INLINE void narrow(VecD value, double* p) { store_bits(p, value); }
-
 // The same in float64, for sums that end in a result.
-template <typename Type>
+template <typename E>
 struct WideRow {
-  using Acc = typename Type::Acc;
-  static constexpr int width = kVectorBytes / sizeof(double), parts = Row<Type>::lanes / width;
-  VecD part[parts];
+  static constexpr int width = vector_bytes / sizeof(double), parts = Row<E>::lanes / width;
+  Vec<double> part[parts];
 
-  __attribute__((always_inline)) void add(const Acc* p) {
-    for (int i = 0; i < parts; ++i) part[i] += widen(p + i * width);
+  __attribute__((always_inline)) void add(const Acc<E>* p) {
+    for (int i = 0; i < parts; ++i) part[i] += load_as<double>(p + i * width);
   }
 };
 
 // Lanes apart: one line per sample, longer than a box so that lines do not compete for the same cache sets.
-template <typename Type>
-constexpr int kLine = kBox + kRowBytes / sizeof(typename Type::Acc);
+template <typename E>
+constexpr int kLine = kBox + kRowBytes / sizeof(Acc<E>);
 
 // Transposes the first `count` positions between lines[lane][position] and rows[position][lane], whole squares at a time.
-template <typename Type>
-void lines_to_rows(int count, const typename Type::Acc* lines, typename Type::Acc* rows) {
-  using R = Row<Type>;
+template <typename E>
+void lines_to_rows(int count, const Acc<E>* lines, Acc<E>* rows) {
+  using R = Row<E>;
   for (int part = 0; part < R::parts; ++part)
     for (int p = 0; p < count; p += R::width) {
-      typename R::Vec square[R::width];
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) square[i] = load_bits<typename R::Vec>(lines + (part * R::width + i) * kLine<Type> + p);
-      transpose<1>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) store_bits(rows + (p + i) * R::lanes + part * R::width, square[i]);
+      Vec<Acc<E>> square[R::width];
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(lines + (part * R::width + i) * kLine<E> + p);
+      transpose<Acc<E>>(square);
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(rows + (p + i) * R::lanes + part * R::width, square[i]);
     }
 }
-template <typename Type>
-void rows_to_lines(int count, const typename Type::Acc* rows, typename Type::Acc* lines) {
-  using R = Row<Type>;
+template <typename E>
+void rows_to_lines(int count, const Acc<E>* rows, Acc<E>* lines) {
+  using R = Row<E>;
   for (int part = 0; part < R::parts; ++part)
     for (int p = 0; p < count; p += R::width) {
-      typename R::Vec square[R::width];
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) square[i] = load_bits<typename R::Vec>(rows + (p + i) * R::lanes + part * R::width);
-      transpose<1>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < R::width; ++i) store_bits(lines + (part * R::width + i) * kLine<Type> + p, square[i]);
+      Vec<Acc<E>> square[R::width];
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(rows + (p + i) * R::lanes + part * R::width);
+      transpose<Acc<E>>(square);
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(lines + (part * R::width + i) * kLine<E> + p, square[i]);
     }
 }
 
@@ -101,32 +93,32 @@ int64_t offset_in_box(const BoxShape& shape, int p, const int64_t* stride) {
 }
 
 // The item's samples in one of the arrays.
-template <typename Type>
+template <typename E>
 struct Samples {
-  typename Type::Store* data;
+  E* data;
   const int64_t* stride;
-  int64_t lane[Row<Type>::lanes];  // where a sample begins; spare lanes repeat the last sample
+  int64_t lane[Row<E>::lanes];  // where a sample begins; spare lanes repeat the last sample
   int count;
 
-  Samples(const Array& array, const Item& item) : data(static_cast<typename Type::Store*>(array.data)), stride(array.stride) {
-    count = item.batch - item.first < Row<Type>::lanes ? static_cast<int>(item.batch - item.first) : Row<Type>::lanes;
-    for (int i = 0; i < Row<Type>::lanes; ++i)
+  Samples(const Array& array, const Item& item) : data(static_cast<E*>(array.data)), stride(array.stride) {
+    count = item.batch - item.first < Row<E>::lanes ? static_cast<int>(item.batch - item.first) : Row<E>::lanes;
+    for (int i = 0; i < Row<E>::lanes; ++i)
       lane[i] = (item.first + (i < count ? i : count - 1)) * array.batch_stride;
   }
-  typename Type::Store* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
+  E* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
 };
 
 // Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p on:
 // lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square are
 // copied, x before the call, y after it.
-template <typename Type, typename Body>
-ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<Type>& in, const Samples<Type>* out, const Body& body) {
-  using R = Row<Type>;
+template <typename E, typename Body>
+ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<E>& in, const Samples<E>* out, const Body& body) {
+  using R = Row<E>;
   const int run = box.shape->run, count = box.shape->count;
   if (run >= R::width) {
     for (int p = 0; p < count; p += run) {
       const auto* x = in.at(box, p);
-      typename Type::Store* y = out ? out->at(box, p) : nullptr;
+      E* y = out ? out->at(box, p) : nullptr;
       for (int i = 0; i < run; i += R::width) {
         const int at = i + R::width <= run ? i : run - R::width;
         body(p + at, x + at, in.lane, out ? y + at : nullptr, out ? out->lane : nullptr);
@@ -134,7 +126,7 @@ ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<Type>& in, con
     }
     return;
   }
-  typename Type::Store x[R::lanes * R::width], y[R::lanes * R::width];
+  E x[R::lanes * R::width], y[R::lanes * R::width];
   int64_t lane[R::lanes];
   for (int i = 0; i < R::lanes; ++i) lane[i] = i * R::width;
   for (int p = 0; p < count; p += R::width) {

@@ -1,4 +1,4 @@
-// Vectors for spectral_distance_kernel.cpp: GCC/clang vector extensions, as wide as the instruction set at hand.
+// Vectors for the kernels: GCC/clang vector extensions, as wide as the instruction set at hand.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,27 @@ ADD_OPS_INLINE V load(const void* address) {
   V v;
   std::memcpy(&v, address, sizeof v);
   return v;
+}
+
+template <typename V>
+ADD_OPS_INLINE void store(void* address, const V& v) {
+  std::memcpy(address, &v, sizeof v);
+}
+
+// One bit per lane of a comparison's result.
+using Mask = Vector<uint32_t, vector_bytes / 4>;
+ADD_OPS_INLINE uint32_t lane_bits(const Mask& mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(bits_as<__m512i>(mask));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(bits_as<__m256>(mask)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(bits_as<__m128>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < vector_bytes / 4; ++i) bits |= (mask[i] & 1) << i;
+  return bits;
+#endif
 }
 
 struct Half {
