@@ -119,6 +119,7 @@ void sum_boxes(const Grid& grid, const Array& array, const Item& item, const dou
   Acc<E> factor[R::lanes];
   for (int lane = 0; lane < R::lanes; ++lane) factor[lane] = static_cast<Acc<E>>(scale[lane]);
   const Samples<E> features(array, item);
+  read_in_order(grid, item, features);
   for (int64_t b = item.begin; b < item.end; ++b) {
     const Box box = find_box(grid, b);
     load_squares<E>(box, features, factor, squares);

@@ -38,6 +38,8 @@ struct WideRow {
   }
 };
 
+constexpr int64_t kReadBytes = 768 << 10;  // what a second-level cache holds beside the work of an item
+
 // Lanes apart: one line per sample, longer than a box so that lines do not compete for the same cache sets.
 template <typename E>
 constexpr int kLine = kBox + kRowBytes / sizeof(Acc<E>);
@@ -107,6 +109,18 @@ struct Samples {
   }
   E* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
 };
+
+// Reads one byte of every line between the item's first and last position, where the cache can hold them all: in order, as
+// hardware foresees, while the boxes ask for a few lines here and there.
+template <typename E>
+void read_in_order(const Grid& grid, const Item& item, const Samples<E>& samples) {
+  const Box first = find_box(grid, item.begin), last = find_box(grid, item.end - 1);
+  const E *begin = samples.at(first, 0), *end = samples.at(last, last.shape->count - 1) + 1;
+  if (end - begin > kReadBytes / static_cast<int64_t>(sizeof(E)) / Row<E>::lanes) return;
+  for (int i = 0; i < samples.count; ++i)
+    for (const E* at = begin + samples.lane[i]; at < end + samples.lane[i]; at += kRowBytes / sizeof(E))
+      static_cast<void>(*reinterpret_cast<const volatile char*>(at));
+}
 
 // Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p on:
 // lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square are
