@@ -1,15 +1,12 @@
 """The spectral distance on the GPU, by matrix products that tensor cores take; the only file of the room with Triton.
 
-A real H×W map has H·W real Fourier coefficients. A *slot* holds two of them: cosine and sine of one frequency, whose
-mirror has the same power, or the cosines of two frequencies that are their own mirrors. Up to ``JOINT`` pixels one
-product with the basis of the whole map gives every slot; above, each side has its own basis (see ``_spectrum``). The
-slots are computed in chunks whose factors fit the registers: nothing spills at any shape in reach.
+No spectrum is stored, and no complex arithmetic is needed: ``triton_plan.py`` says what slots and classes are. The
+slots of a class are computed in *chunks* whose factors fit the registers: nothing spills at any shape in reach.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,86 +16,136 @@ from torch import Tensor
 
 from .. import _dispatch, _triton
 from .._checks import accumulation
-from . import reference
+from .triton_plan import JOINT, Plan, plan
 
-JOINT = 64
-"""Pixels up to which one product with the basis of the whole map costs no more than two with padded sides."""
-LONGEST = 64
-"""The longest side of larger maps: above, the basis of the height does not fit the registers of one program."""
-TILE, BLOCK_V = 2048, 8
-"""Padded elements of a tile where a channel is not larger, and slots of the width in a chunk: so nothing spills."""
+LONGEST = 128
+"""The longest side of larger maps: above, the gradient of one channel does not fit the registers of one program."""
+TILE = 4096
+"""Padded elements of a tile where a channel is not larger."""
 PROGRAMS = 1024
 """Programs to aim at: several for each multiprocessor of the largest GPUs, so that the last ones finish together."""
-HEAVY = 32 * 64
-"""Padded elements of a channel above which the reference answers for float64 and for the gradient of "cosine"."""
 SPLITS, GATHERED = 64, 64
 """The most programs that share one sample, and the numbers that one program of the small kernels writes."""
-EXPONENT = {"forward": -1.0, "ortho": -0.5, "backward": 0.0}
+
+
+class _Tile(NamedTuple):
+    """A map's constants (``triton_plan``) and the blocks that a program takes of it; Triton 3.6 wants constexprs."""
+
+    HEIGHT: tl.constexpr
+    WIDTH: tl.constexpr
+    FOLD_H: tl.constexpr  # 2 of a folded side, else 1; so many classes
+    FOLD_W: tl.constexpr
+    REALS: tl.constexpr  # of a whole map: its slots of two frequencies
+    KINDS: tl.constexpr  # coefficients in a slot, 4; of a whole map 2
+    V: tl.constexpr  # slots of the width in a class
+    U: tl.constexpr  # slots of the height in a class; of a whole map all
+    BLOCK_H: tl.constexpr  # padded rows of a class; 1 of a whole map
+    BLOCK_W: tl.constexpr  # padded columns of a class; pixels of a whole map
+    BLOCK_C: tl.constexpr  # channels of a tile
+    BLOCK_K: tl.constexpr  # columns that one product along the width sums over
+    BLOCK_V: tl.constexpr  # slots of the width in a chunk
+    BLOCK_U: tl.constexpr  # slots of the height in a chunk
+    CHUNKS: tl.constexpr  # of all classes
+    GROUP: tl.constexpr  # chunks that share what is loaded
 
 
 @triton.jit
-def _pixels(
-    STRIDES: tl.constexpr, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
-):
-    """Offsets (H·C, W) of a tile; (C, H·W) where BLOCK_H is 1."""
-    row, column = tl.arange(0, BLOCK_H * BLOCK_C)[:, None], tl.arange(0, BLOCK_W)[None, :]
-    channel = row % BLOCK_C * STRIDES[0]
-    if BLOCK_H > 1:
-        return channel + row // BLOCK_C * STRIDES[1] + column * STRIDES[2]
-    elif STRIDES[1] == WIDTH * STRIDES[2]:  # without the division the compiler sees which pixels lie side by side
+def _rows_and_columns(TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.arange(0, TILE.BLOCK_H * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets (H·C, W) of a tile's first columns; (C, H·W) of whole maps."""
+    row, column = _rows_and_columns(TILE, COLUMNS)
+    channel = row % TILE.BLOCK_C * STRIDES[0]
+    if TILE.BLOCK_H > 1:
+        return channel + row // TILE.BLOCK_C * STRIDES[1] + column * STRIDES[2]
+    elif STRIDES[1] == TILE.WIDTH * STRIDES[2]:  # without the division the compiler sees which pixels lie side by side
         return channel + column * STRIDES[2]
     else:
-        return channel + column // WIDTH * STRIDES[1] + column % WIDTH * STRIDES[2]
+        return channel + column // TILE.WIDTH * STRIDES[1] + column % TILE.WIDTH * STRIDES[2]
 
 
 @triton.jit
-def _inside(
-    channels, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
-):  # fmt: skip
-    """Which elements of a tile exist, ``channels`` from its first one on being left."""
-    row, column = tl.arange(0, BLOCK_H * BLOCK_C)[:, None], tl.arange(0, BLOCK_W)[None, :]
-    if BLOCK_H > 1:
-        return (row % BLOCK_C < channels) & (row // BLOCK_C < HEIGHT) & (column < WIDTH)
+def _inside(channels, first, TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which elements of a tile's columns from ``first`` on exist in a quadrant, ``channels`` being left."""
+    row, column = _rows_and_columns(TILE, COLUMNS)
+    if TILE.BLOCK_H > 1:
+        rows = (row % TILE.BLOCK_C < channels) & (row // TILE.BLOCK_C < TILE.HEIGHT // TILE.FOLD_H)
+        return rows & (first + column < TILE.WIDTH // TILE.FOLD_W)
     else:
-        return (row < channels) & (column < HEIGHT * WIDTH)
+        return (row < channels) & (first + column < TILE.HEIGHT * TILE.WIDTH)
 
 
 @triton.jit
-def _columns(basis_ptr, first, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of a basis (ROWS, COLUMNS): BLOCK columns from ``first`` on."""
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
-    return tl.load(basis_ptr + row * COLUMNS + first + column)
+def _quadrant(i: tl.constexpr, j: tl.constexpr, STRIDES: tl.constexpr, TILE: tl.constexpr):
+    """Where a quadrant of the map begins: what is folded are its halves along each folded side."""
+    return i * (TILE.HEIGHT // TILE.FOLD_H) * STRIDES[1] + j * (TILE.WIDTH // TILE.FOLD_W) * STRIDES[2]
 
 
 @triton.jit
-def _chunk(
-    chunk, basis_h_ptr, basis_w_ptr, REALS: tl.constexpr, V: tl.constexpr, U: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Of one chunk of the slots: both bases, numbers (C·V, U) of its slots, and which of them hold one frequency and
-    its mirror, along the height and along the width.
+def _sign(i: tl.constexpr, j: tl.constexpr, a, b):
+    """With which sign the quadrant (i, j) folds into the class (a, b), and unfolds from it."""
+    return (1 - 2 * a * i) * (1 - 2 * b * j)
 
-    A side has one slot of two frequencies, the first. A whole map has REALS of them, in the place of the width's.
+
+@triton.jit
+def _folded(
+    x_ptr, y_ptr, channels, a, b, first, X: tl.constexpr, Y: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
+    """Of x, or of x - y where y is not None: a tile's columns from ``first`` on, folded for the class (a, b)."""
+    inside = _inside(channels, first, TILE, TILE.BLOCK_K)
+    total = None
+    for i in tl.static_range(TILE.FOLD_H):
+        for j in tl.static_range(TILE.FOLD_W):
+            start = first * X[2] + _quadrant(i, j, X, TILE)
+            x = tl.load(x_ptr + start + _pixels(X, TILE, TILE.BLOCK_K), inside, 0).to(DTYPE)
+            if y_ptr is not None:
+                start = first * Y[2] + _quadrant(i, j, Y, TILE)
+                x -= tl.load(y_ptr + start + _pixels(Y, TILE, TILE.BLOCK_K), inside, 0).to(DTYPE)
+            total = x if i + j == 0 else total + x * _sign(i, j, a, b)
+    return total
+
+
+@triton.jit
+def _block(basis_ptr, row, column, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(ROWS, BLOCK) of a basis with so many COLUMNS, from ``row`` and ``column`` on."""
+    rows, columns = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, BLOCK)[None, :]
+    return tl.load(basis_ptr + rows * COLUMNS + columns)
+
+
+@triton.jit
+def _chunk(chunk, TILE: tl.constexpr):
+    """The class (a, b) of a chunk, and its first slots of the width and of the height."""
+    u, rest = chunk % (TILE.U // TILE.BLOCK_U) * TILE.BLOCK_U, chunk // (TILE.U // TILE.BLOCK_U)
+    v, rest = rest % (TILE.V // TILE.BLOCK_V) * TILE.BLOCK_V, rest // (TILE.V // TILE.BLOCK_V)
+    return rest // TILE.FOLD_W, rest % TILE.FOLD_W, v, u
+
+
+@triton.jit
+def _mirrored(a, b, v, u, TILE: tl.constexpr):
+    """Which slots (V, U) hold one frequency and its mirror along the height, and which along the width.
+
+    A side has at most one slot of two frequencies, the first; the odd class of an even M has none. A whole map has
+    REALS of them, in the place of the width's.
     """
-    v = chunk * BLOCK_V + tl.arange(0, BLOCK_C * BLOCK_V)[:, None] % BLOCK_V
-    u = tl.arange(0, U)[None, :]
-    if BLOCK_H > 1:
-        basis_h = _columns(basis_h_ptr, 0, BLOCK_H, BLOCK_H, 2 * U)
-        basis_w = _columns(basis_w_ptr, 2 * chunk * BLOCK_V, BLOCK_W, BLOCK_W, 2 * BLOCK_V)
-        return basis_h, basis_w, v * U + u, (v >= 0) & (u > 0), (v > 0) & (u >= 0)
+    v = v + tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V)[:, None] % TILE.BLOCK_V
+    u = u + tl.arange(0, TILE.BLOCK_U)[None, :]
+    if TILE.BLOCK_H > 1:
+        own_h, own_w = 1 - a * (1 - TILE.HEIGHT // 2 % 2), 1 - b * (1 - TILE.WIDTH // 2 % 2)
+        return (v >= 0) & (u >= own_h), (v >= own_w) & (u >= 0)
     else:
-        basis = _columns(basis_w_ptr, 0, BLOCK_W, BLOCK_W, 2 * U)
-        return basis, basis, v * U + u, (v < 0) & (u < 0), (v >= 0) & (u >= REALS)
+        return (v < 0) & (u < 0), (v >= 0) & (u >= TILE.REALS)
 
 
 @triton.jit
-def _dot(x, y):  # (M, K), (K, N) -> (M, N)
+def _dot(x, y, total=None):  # (M, K), (K, N) -> (M, N)
     """In the dtype of both; float32 as hi·hi + hi·lo + lo·hi of tf32 halves, exact to about 2⁻²²."""
     if x.dtype == tl.float64:
-        return tl.dot(x, y, input_precision="ieee", out_dtype=tl.float64)
+        return tl.dot(x, y, total, input_precision="ieee", out_dtype=tl.float64)
     else:
-        return tl.dot(x, y, input_precision="tf32x3")
+        return tl.dot(x, y, total, input_precision="tf32x3")
 
 
 @triton.jit
@@ -107,41 +154,69 @@ def _apart(x):  # (M, 2·N) -> twice (M, N): the even and the odd columns
 
 
 @triton.jit
+def _apart_both(x):  # (2·M, 2·N) -> (M, N) of even rows and columns, then odd rows, odd columns, both odd
+    x = tl.permute(tl.reshape(x, (x.shape[0] // 2, 2, x.shape[1] // 2, 2)), (0, 2, 1, 3))
+    even, odd = tl.split(x)
+    cc, cs = tl.split(even)
+    sc, ss = tl.split(odd)
+    return cc, cs, sc, ss
+
+
+@triton.jit
+def _together_both(cc, cs, sc, ss):  # and back
+    x = tl.join(tl.join(cc, cs), tl.join(sc, ss))
+    return tl.reshape(tl.permute(x, (0, 2, 1, 3)), (2 * cc.shape[0], 2 * cc.shape[1]))
+
+
+@triton.jit
 def _together(even, odd):  # twice (M, N) -> (M, 2·N)
     return tl.reshape(tl.join(even, odd), (even.shape[0], 2 * even.shape[1]))
 
 
 @triton.jit
-def _coefficients(x, basis_h, basis_w, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Of a tile (H·C, W): the real coefficients (C·V, U) cos·cos, cos·sin, sin·cos, sin·sin of height·width.
+def _coefficients(
+    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr
+):
+    """Of one chunk of a tile: the real coefficients (C·V, U) cos·cos, cos·sin, sin·cos, sin·sin of height·width.
 
-    Where BLOCK_H is 1, the tile is (C, H·W), the result (C, U), and there are no sines of the height.
+    A whole map has no sines of the height.
     """
-    cos, sin = _apart(_dot(x, basis_w))
-    if BLOCK_H > 1:
-        cc, sc = _apart(_dot(tl.trans(tl.reshape(cos, (BLOCK_H, BLOCK_C * cos.shape[1]))), basis_h))
-        cs, ss = _apart(_dot(tl.trans(tl.reshape(sin, (BLOCK_H, BLOCK_C * sin.shape[1]))), basis_h))
-        return cc, cs, sc, ss
+    DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
+    a, b, v, u = _chunk(chunk, TILE)
+    if TILE.BLOCK_H > 1:
+        total = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V), DTYPE)
+        for first in range(0, TILE.BLOCK_W, TILE.BLOCK_K):
+            x = _folded(x_ptr, y_ptr, channels, a, b, first, X, Y, DTYPE, TILE)
+            row = b * TILE.BLOCK_W + first
+            basis = _block(basis_w_ptr, row, 2 * v, TILE.BLOCK_W, TILE.BLOCK_K, 2 * TILE.BLOCK_V)
+            total = _dot(x, basis, total)
+        basis = _block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
+        total = tl.trans(tl.reshape(total, (TILE.BLOCK_H, 2 * TILE.BLOCK_C * TILE.BLOCK_V)))
+        return _apart_both(_dot(total, basis))
     else:
+        x = _folded(x_ptr, y_ptr, channels, a, b, 0, X, Y, DTYPE, TILE)
+        cos, sin = _apart(_dot(x, _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)))
         return cos, sin, tl.zeros_like(cos), tl.zeros_like(cos)
 
 
 @triton.jit
-def _adjoint(cc, cs, sc, ss, basis_h, basis_w, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr):
-    """``_coefficients`` backwards: from the gradients of its results to that of the tile."""
-    if BLOCK_H > 1:
-        back = tl.trans(basis_h)
-        shape: tl.constexpr = (BLOCK_H * BLOCK_C, basis_w.shape[1] // 2)
-        cos = tl.reshape(tl.trans(_dot(_together(cc, sc), back)), shape)
-        sin = tl.reshape(tl.trans(_dot(_together(cs, ss), back)), shape)
+def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, TILE: tl.constexpr):
+    """``_coefficients`` backwards: from the gradients of its results to that of the folded tile."""
+    a, b, v, u = _chunk(chunk, TILE)
+    if TILE.BLOCK_H > 1:
+        back = tl.trans(_block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U))
+        total = tl.trans(_dot(_together_both(cc, cs, sc, ss), back))
+        total = tl.reshape(total, (TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V))
+        basis = _block(basis_w_ptr, b * TILE.BLOCK_W, 2 * v, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.BLOCK_V)
+        return _dot(total, tl.trans(basis))
     else:
-        cos, sin = cc, cs
-    return _dot(_together(cos, sin), tl.trans(basis_w))
+        basis = _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)
+        return _dot(_together(cc, cs), tl.trans(basis))
 
 
 @triton.jit
 def _spectrum(cc, cs, sc, ss, tall, wide):
-    """The complex coefficients (re, im, 0), (re, im, 3) and the real ones 1 and 2 of every slot.
+    """Real and imaginary parts of every slot's coefficients 0, 1, 2 and 3; 1 and 2 are real.
 
     With c, s the cosine and sine of the height's frequency u and the width's v, F = Σ x·exp(-i(u·h + v·w)) gives
 
@@ -155,7 +230,8 @@ def _spectrum(cc, cs, sc, ss, tall, wide):
     both = tall & wide
     re0, im0 = cc - tl.where(both, ss, 0), tl.where(wide, cs, 0) + tl.where(tall, sc, 0)
     re3, im3 = ss + tl.where(both, cc, 0), tl.where(wide, sc, 0) - tl.where(tall, cs, 0)
-    return re0, im0, cs, sc, re3, im3
+    zero = tl.zeros_like(cc)
+    return re0, im0, cs, zero, sc, zero, re3, im3
 
 
 @triton.jit
@@ -218,15 +294,20 @@ def _slope(re_s, im_s, re_t, im_t, weight, rate, DISTANCE: tl.constexpr):
 
 
 @triton.jit
-def _spectra(x, y, basis_h, basis_w, tall, wide, DISTANCE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The coefficients of a student's and a teacher's tile; but for "cosine", twice those of the difference."""
+def _spectra(
+    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk,
+    X: tl.constexpr, Y: tl.constexpr, DISTANCE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One chunk's coefficients of a student's and a teacher's tile; but for "cosine", twice those of the difference."""
+    a, b, v, u = _chunk(chunk, TILE)
+    tall, wide = _mirrored(a, b, v, u, TILE)
     if DISTANCE == "cosine":
-        cc, cs, sc, ss = _coefficients(x, basis_h, basis_w, BLOCK_C, BLOCK_H)
+        cc, cs, sc, ss = _coefficients(x_ptr, None, channels, basis_h_ptr, basis_w_ptr, chunk, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
-        cc, cs, sc, ss = _coefficients(y, basis_h, basis_w, BLOCK_C, BLOCK_H)
+        cc, cs, sc, ss = _coefficients(y_ptr, None, channels, basis_h_ptr, basis_w_ptr, chunk, Y, Y, TILE)
         return s, _spectrum(cc, cs, sc, ss, tall, wide)
     else:
-        cc, cs, sc, ss = _coefficients(x - y, basis_h, basis_w, BLOCK_C, BLOCK_H)
+        cc, cs, sc, ss = _coefficients(x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
         return s, s
 
@@ -235,55 +316,54 @@ def _spectra(x, y, basis_h, basis_w, tall, wide, DISTANCE: tl.constexpr, BLOCK_C
 def _forward_kernel(
     student_ptr,  # (B, C, H, W), any strides
     teacher_ptr,  # (B, C, H, W), any strides
-    basis_h_ptr,  # (H, 2·U), padded; unused where BLOCK_H is 1
-    basis_w_ptr,  # (W, 2·V), padded; where BLOCK_H is 1, (H·W, 2·U) of the whole map
-    partial_ptr,  # (B, SPLITS, KINDS, V, U): sums over the channels of one program, by coefficient and slot
+    basis_h_ptr, basis_w_ptr,  # as in the plan
+    partial_ptr,  # (B, SPLITS, FOLD_H, FOLD_W, KINDS, V, U): sums over the channels of one program
     rate: tl.float64, channels, student_stride_b, teacher_stride_b,
     STUDENT: tl.constexpr, TEACHER: tl.constexpr,  # strides (C, H, W)
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, REALS: tl.constexpr, DISTANCE: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr, KINDS: tl.constexpr, V: tl.constexpr, U: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_V: tl.constexpr,
+    DISTANCE: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One program sums the distances of STEPS·BLOCK_C channels of one sample in one chunk of slots, in a fixed order.
+    """One program sums the distances of STEPS·BLOCK_C channels of one sample in one group of chunks, in a fixed order.
 
-    The programs of one sample's chunks are neighbours: the tile that they share comes from the cache.
+    The programs of one sample's groups are neighbours: the tiles that they share come from the cache.
     """
     DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
-    CHUNKS: tl.constexpr = V // BLOCK_V
-    part, chunk = tl.program_id(0) // CHUNKS, tl.program_id(0) % CHUNKS
-    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * BLOCK_C)
+    GROUPS: tl.constexpr = TILE.CHUNKS // TILE.GROUP
+    part, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
+    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * TILE.BLOCK_C)
     student = student_ptr + sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
     teacher = teacher_ptr + sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
-    student_pixels = _pixels(STUDENT, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-    teacher_pixels = _pixels(TEACHER, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-    basis_h, basis_w, _, tall, wide = _chunk(
-        chunk, basis_h_ptr, basis_w_ptr, REALS, V, U, BLOCK_C, BLOCK_H, BLOCK_W, BLOCK_V
-    )
-    rate, zero = tl.full((1, 1), rate, DTYPE), tl.zeros((BLOCK_C * BLOCK_V, U), DTYPE)
-    sum0, sum1, sum2, sum3 = zero, zero, zero, zero
-    left = channels - first
+    zero = tl.zeros((TILE.BLOCK_C * TILE.BLOCK_V, TILE.BLOCK_U), DTYPE)
+    rate, left = tl.full((1, 1), rate, DTYPE), channels - first
+    sums = ()
+    for _ in tl.static_range(TILE.GROUP * TILE.KINDS):
+        sums = sums + (zero,)
     for _ in range(STEPS):
-        inside = _inside(left, HEIGHT, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-        x = tl.load(student + student_pixels, inside, 0).to(DTYPE)
-        y = tl.load(teacher + teacher_pixels, inside, 0).to(DTYPE)
-        s, t = _spectra(x, y, basis_h, basis_w, tall, wide, DISTANCE, BLOCK_C, BLOCK_H)
-        exists = (tl.arange(0, BLOCK_C * BLOCK_V) // BLOCK_V < left)[:, None]  # the distance of 0 and 0 may be 1
-        sum0 += tl.where(exists, _distance(s[0], s[1], t[0], t[1], rate, DISTANCE), 0)
-        sum1 += tl.where(exists, _distance(s[2], zero, t[2], zero, rate, DISTANCE), 0)
-        if BLOCK_H > 1:
-            sum2 += tl.where(exists, _distance(s[3], zero, t[3], zero, rate, DISTANCE), 0)
-            sum3 += tl.where(exists, _distance(s[4], s[5], t[4], t[5], rate, DISTANCE), 0)
-        student += BLOCK_C * STUDENT[0]
-        teacher += BLOCK_C * TEACHER[0]
-        left -= BLOCK_C
-    slot = chunk * (BLOCK_V * U) + tl.arange(0, BLOCK_V * U)
-    partial = partial_ptr + part.to(tl.int64) * (KINDS * V * U) + slot
-    shape: tl.constexpr = (BLOCK_C, BLOCK_V * U)
-    tl.store(partial, tl.sum(tl.reshape(sum0, shape), 0))
-    tl.store(partial + V * U, tl.sum(tl.reshape(sum1, shape), 0))
-    if BLOCK_H > 1:
-        tl.store(partial + 2 * V * U, tl.sum(tl.reshape(sum2, shape), 0))
-        tl.store(partial + 3 * V * U, tl.sum(tl.reshape(sum3, shape), 0))
+        exists = (tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V) // TILE.BLOCK_V < left)[:, None]
+        total = ()
+        for i in tl.static_range(TILE.GROUP):
+            s, t = _spectra(
+                student, teacher, left, basis_h_ptr, basis_w_ptr, group * TILE.GROUP + i,
+                STUDENT, TEACHER, DISTANCE, TILE,
+            )  # fmt: skip
+            for kind in tl.static_range(TILE.KINDS):
+                d = _distance(s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1], rate, DISTANCE)
+                if DISTANCE == "cosine":  # whose distance of 0 and 0 is 1
+                    d = tl.where(exists, d, 0)
+                total = total + (sums[i * TILE.KINDS + kind] + d,)
+        sums = total
+        student += TILE.BLOCK_C * STUDENT[0]
+        teacher += TILE.BLOCK_C * TEACHER[0]
+        left -= TILE.BLOCK_C
+    SLOTS: tl.constexpr = TILE.V * TILE.U
+    slot = tl.arange(0, TILE.BLOCK_V * TILE.BLOCK_U)
+    slot = slot // TILE.BLOCK_U * TILE.U + slot % TILE.BLOCK_U
+    partial = partial_ptr + part.to(tl.int64) * (TILE.FOLD_H * TILE.FOLD_W * TILE.KINDS * SLOTS)
+    for i in tl.static_range(TILE.GROUP):
+        a, b, v, u = _chunk(group * TILE.GROUP + i, TILE)
+        for kind in tl.static_range(TILE.KINDS):
+            total = tl.sum(tl.reshape(sums[i * TILE.KINDS + kind], (TILE.BLOCK_C, TILE.BLOCK_V * TILE.BLOCK_U)), 0)
+            first = ((a * TILE.FOLD_W + b) * TILE.KINDS + kind) * SLOTS + v * TILE.U + u
+            tl.store(partial + first + slot, total)
 
 
 @triton.jit
@@ -331,166 +411,107 @@ def _backward_kernel(
     student_ptr,  # (B, C, H, W), any strides
     teacher_ptr,  # (B, C, H, W), any strides
     out_ptr,  # (B, C, H, W), any strides: the gradient of the student
-    basis_h_ptr, basis_w_ptr,  # as in the forward kernel
-    weight_ptr,  # (B, KINDS, V, U)
+    basis_h_ptr, basis_w_ptr,  # as in the plan
+    weight_ptr,  # (B, FOLD_H, FOLD_W, KINDS, V, U)
     rate: tl.float64, channels, student_stride_b, teacher_stride_b, out_stride_b,
     STUDENT: tl.constexpr, TEACHER: tl.constexpr, OUT: tl.constexpr,  # strides (C, H, W)
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, REALS: tl.constexpr, DISTANCE: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr, KINDS: tl.constexpr, V: tl.constexpr, U: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_V: tl.constexpr,
+    DISTANCE: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The spectra once more, the derivative of the distance in each slot, and the transposed bases back.
 
     The basis is a real linear map: no convention of complex gradients, and no symmetry of ``grad``, is needed.
     """
     DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
+    SLOTS: tl.constexpr = TILE.V * TILE.U
     part = tl.program_id(0)
-    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * BLOCK_C)
+    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * TILE.BLOCK_C)
     student = student_ptr + sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
     teacher = teacher_ptr + sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
     out = out_ptr + sample * out_stride_b + first.to(tl.int64) * OUT[0]
-    student_pixels = _pixels(STUDENT, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-    teacher_pixels = _pixels(TEACHER, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-    rate, zero = tl.full((1, 1), rate, DTYPE), tl.zeros((BLOCK_C * BLOCK_V, U), DTYPE)
-    left = channels - first
+    weight = weight_ptr + sample * (TILE.FOLD_H * TILE.FOLD_W * TILE.KINDS * SLOTS)
+    slot = tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V)[:, None] % TILE.BLOCK_V * TILE.U
+    slot = slot + tl.arange(0, TILE.BLOCK_U)[None, :]
+    rate, left = tl.full((1, 1), rate, DTYPE), channels - first
     for _ in range(STEPS):
-        inside = _inside(left, HEIGHT, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W)
-        gradient = tl.zeros((BLOCK_H * BLOCK_C, BLOCK_W), DTYPE)
-        for chunk in range(V // BLOCK_V):
-            x = tl.load(student + student_pixels, inside, 0).to(DTYPE)
-            y = tl.load(teacher + teacher_pixels, inside, 0).to(DTYPE)
-            basis_h, basis_w, slot, tall, wide = _chunk(
-                chunk, basis_h_ptr, basis_w_ptr, REALS, V, U, BLOCK_C, BLOCK_H, BLOCK_W, BLOCK_V
-            )
-            s, t = _spectra(x, y, basis_h, basis_w, tall, wide, DISTANCE, BLOCK_C, BLOCK_H)
-            weight = weight_ptr + sample * (KINDS * V * U) + slot
-            re0, im0 = _slope(s[0], s[1], t[0], t[1], tl.load(weight), rate, DISTANCE)
-            re1 = _slope(s[2], zero, t[2], zero, tl.load(weight + V * U), rate, DISTANCE)[0]
-            re2, re3, im3 = zero, zero, zero
-            if BLOCK_H > 1:
-                re2 = _slope(s[3], zero, t[3], zero, tl.load(weight + 2 * V * U), rate, DISTANCE)[0]
-                re3, im3 = _slope(s[4], s[5], t[4], t[5], tl.load(weight + 3 * V * U), rate, DISTANCE)
-            cc, cs, sc, ss = _spectrum_adjoint(re0, im0, re1, re2, re3, im3, tall, wide)
-            gradient += _adjoint(cc, cs, sc, ss, basis_h, basis_w, BLOCK_C, BLOCK_H)
-        tl.store(out + _pixels(OUT, WIDTH, BLOCK_C, BLOCK_H, BLOCK_W), gradient.to(out_ptr.dtype.element_ty), inside)
-        student += BLOCK_C * STUDENT[0]
-        teacher += BLOCK_C * TEACHER[0]
-        out += BLOCK_C * OUT[0]
-        left -= BLOCK_C
+        nothing = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, TILE.BLOCK_W), DTYPE)
+        gradients = ()  # by quadrant
+        for _ in tl.static_range(TILE.FOLD_H * TILE.FOLD_W):
+            gradients = gradients + (nothing,)
+        for group in range(TILE.CHUNKS // TILE.GROUP):
+            for n in tl.static_range(TILE.GROUP):
+                chunk = group * TILE.GROUP + n
+                s, t = _spectra(
+                    student, teacher, left, basis_h_ptr, basis_w_ptr, chunk, STUDENT, TEACHER, DISTANCE, TILE
+                )
+                a, b, v, u = _chunk(chunk, TILE)
+                w = weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u + slot
+                slopes = ()
+                for kind in tl.static_range(TILE.KINDS):
+                    s_re, s_im, t_re, t_im = s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1]
+                    re, im = _slope(s_re, s_im, t_re, t_im, tl.load(w + kind * SLOTS), rate, DISTANCE)
+                    slopes = slopes + (re, im)
+                tall, wide = _mirrored(a, b, v, u, TILE)
+                if TILE.KINDS == 2:
+                    slopes = slopes + (tl.zeros_like(s[0]),) * 4
+                cc, cs, sc, ss = _spectrum_adjoint(
+                    slopes[0], slopes[1], slopes[2], slopes[4], slopes[6], slopes[7], tall, wide
+                )
+                gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, TILE)
+                total = ()
+                for i in tl.static_range(TILE.FOLD_H):
+                    for j in tl.static_range(TILE.FOLD_W):
+                        total = total + (gradients[i * TILE.FOLD_W + j] + gradient * _sign(i, j, a, b),)
+                gradients = total
+        inside = _inside(left, 0, TILE, TILE.BLOCK_W)
+        for i in tl.static_range(TILE.FOLD_H):
+            for j in tl.static_range(TILE.FOLD_W):
+                pixels = out + _quadrant(i, j, OUT, TILE) + _pixels(OUT, TILE, TILE.BLOCK_W)
+                tl.store(pixels, gradients[i * TILE.FOLD_W + j].to(out_ptr.dtype.element_ty), inside)
+        student += TILE.BLOCK_C * STUDENT[0]
+        teacher += TILE.BLOCK_C * TEACHER[0]
+        out += TILE.BLOCK_C * OUT[0]
+        left -= TILE.BLOCK_C
 
 
-def _padded(side: int) -> int:
-    return max(16, triton.next_power_of_2(side))
-
-
-def _basis(height: int, width: int, exponent: float, block: int) -> tuple[Tensor, Tensor, int]:
-    """The real Fourier basis of an image, scaled by ``(height·width)**exponent``.
-
-    Returns:
-        ``(block, block)`` float64, a row per pixel, two columns per slot, padded with zeros; the two frequencies of
-        every slot, ``(block // 2, 2)``, padded with -1; and the number of slots with two self-mirrored frequencies.
-    """
-    index = torch.arange(height * width)
-    mirror = -(index // width) % height * width + -(index % width) % width
-    own = index[index == mirror]
-    own = torch.nn.functional.pad(own, (0, len(own) % 2), value=-1).view(-1, 2)
-    pairs = torch.stack((index, mirror), 1)[index < mirror]
-    slots = torch.cat((own, pairs, own.new_full((block // 2 - len(own) - len(pairs), 2), -1)))
-    h, w = index[:, None, None] // width, index[:, None, None] % width
-    turns = h * (slots // width) % height * width + w * (slots % width) % width * height  # in units of 1/(H·W)
-    angle = 2 * math.pi / len(index) * turns.double()
-    columns = angle.cos()
-    columns[:, len(own) :, 1] = angle[:, len(own) :, 0].sin()
-    basis = torch.zeros(block, block, dtype=torch.float64)
-    basis[: len(index)] = torch.where(slots >= 0, columns, 0).flatten(1) * len(index) ** exponent
-    return basis, slots, len(own)
-
-
-class _Plan(NamedTuple):
-    basis_h: Tensor  # (BLOCK_H, BLOCK_H)
-    basis_w: Tensor  # (BLOCK_W, BLOCK_W)
-    slots: Tensor  # (H·W,) int32: in which coefficient of which slot a frequency lies
-    frequencies: Tensor  # (2, 2 or 4, V, U) int32: and back, a frequency and its mirror, -1 where there is none
-    shape: dict[str, int]  # the constants of the kernels that depend on the map alone
-
-
-@cache  # never emptied: a captured CUDA graph goes on reading the tables of its warm-up
-def _plan(height: int, width: int, norm: str, dtype: torch.dtype, device: torch.device) -> _Plan:
-    exponent, pixels = EXPONENT[norm], height * width
-    if pixels <= JOINT:
-        block_h, block_w = 1, _padded(pixels)
-        basis_w, slots, reals = _basis(height, width, exponent, block_w)
-        basis_h = basis_w
-        real = torch.arange(len(slots)) < reals
-        first = torch.stack((slots[:, 0], torch.where(real, slots[:, 1], -1)))[:, None]
-    else:
-        block_h, block_w = _padded(height), _padded(width)
-        basis_h, u, reals = _basis(height, 1, exponent, block_h)
-        basis_w, slots, _ = _basis(1, width, exponent, block_w)
-        v = slots[:, None]  # (V, 1, 2)
-        tall, wide = torch.arange(len(u)) > 0, torch.arange(len(v))[:, None] > 0
-
-        def at(i: int, j: int) -> Tensor:
-            return torch.where((u[:, i] >= 0) & (v[..., j] >= 0), u[:, i] * width + v[..., j], -1)
-
-        last = torch.where(tall, at(0, 1), torch.where(wide, at(1, 0), at(1, 1)))
-        corner = [torch.where(tall | wide, -1, at(*place)) for place in ((0, 1), (1, 0))]
-        first = torch.stack((at(0, 0), *corner, last))
-    mirror = -(first // width) % height * width + -(first % width) % width
-    frequencies = torch.stack((first, torch.where((first >= 0) & (mirror != first), mirror, -1)))
-    slots = torch.empty(pixels, dtype=torch.int32)
-    for row in frequencies.flatten(1):
-        slots[row[row >= 0]] = (row >= 0).nonzero()[:, 0].int()
-    tables = basis_h.to(dtype), basis_w.to(dtype), slots, frequencies.int()
-    kinds, v, u = first.shape
-    shape = {"HEIGHT": height, "WIDTH": width, "REALS": reals, "KINDS": kinds, "V": v, "U": u}
-    shape |= {"BLOCK_H": block_h, "BLOCK_W": block_w}
-    return _Plan(*(table.to(device) for table in tables), shape)
-
-
-def _configuration(batch: int, channels: int, plan: _Plan, distance: str) -> dict[str, Any]:
+def _configuration(batch: int, channels: int, plan: Plan) -> dict[str, Any]:
     """How the channels of a sample are shared out, and the slots: the constants of both kernels, and their warps."""
-    joint, padded = plan.shape["BLOCK_H"] == 1, plan.shape["BLOCK_H"] * plan.shape["BLOCK_W"]
-    block_c = max(16 if joint else 1, min(TILE // padded, triton.next_power_of_2(channels)))
+    shape = plan.shape
+    whole, tile = shape["BLOCK_H"] == 1, shape["FOLD_H"] * shape["BLOCK_H"] * shape["FOLD_W"] * shape["BLOCK_W"]
+    block_c = max(16 if whole else 1, min(TILE // tile, triton.next_power_of_2(channels)))
     blocks = triton.cdiv(channels, block_c)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
-    return plan.shape | {
-        "DISTANCE": distance,
+    block_v, block_u = min(16, shape["V"]), shape["U"] if whole else min(32, shape["U"])
+    chunks = shape["FOLD_H"] * shape["FOLD_W"] * (shape["V"] // block_v) * (shape["U"] // block_u)
+    group = chunks if max(shape["BLOCK_H"], shape["BLOCK_W"]) <= 32 else 1
+    blocks_of = {"BLOCK_C": block_c, "BLOCK_K": shape["BLOCK_W"] if whole else min(64, shape["BLOCK_W"])}
+    blocks_of |= {"BLOCK_V": block_v, "BLOCK_U": block_u, "CHUNKS": chunks, "GROUP": group}
+    return {
         "SPLITS": triton.cdiv(blocks, steps),
         "STEPS": steps,
-        "BLOCK_C": block_c,
-        "BLOCK_V": min(BLOCK_V, plan.shape["V"]),
+        "TILE": _Tile(**{name: tl.constexpr(value) for name, value in (shape | blocks_of).items()}),
         "num_warps": 8,
         "num_stages": 1,
     }
 
 
-def _heavy(student: Tensor, teacher: Tensor, light: bool) -> bool:
-    height, width = student.shape[2:]
-    large = height * width > JOINT and _padded(height) * _padded(width) > HEAVY
-    return large and not (light and accumulation(student, teacher) == torch.float32)
-
-
 def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
     """See ``reference.spectral_distance``."""
-    if _heavy(student, teacher, light=True):
-        return reference.spectral_distance(student, teacher, distance, sigma, norm)
     batch, channels, height, width = student.shape
-    plan = _plan(height, width, norm, accumulation(student, teacher), student.device)
-    out = student.new_empty((batch, height, width), dtype=plan.basis_w.dtype)
+    tables = plan(height, width, norm, accumulation(student, teacher), student.device)
+    out = student.new_empty((batch, height, width), dtype=tables.basis_w.dtype)
     if batch == 0:
         return out
-    options = _configuration(batch, channels, plan, distance)
-    splits, slots = options["SPLITS"], plan.frequencies[0].numel()
-    chunks = options["V"] // options["BLOCK_V"]
+    options = _configuration(batch, channels, tables)
+    splits, slots = options["SPLITS"], tables.frequencies[0].numel()
+    groups = options["TILE"].CHUNKS.value // options["TILE"].GROUP.value
     partial = out.new_empty((batch, splits, slots))
     _triton.launch(
-        _forward_kernel, (batch * splits * chunks,), student, teacher, plan.basis_h, plan.basis_w, partial,
+        _forward_kernel, (batch * splits * groups,), student, teacher, tables.basis_h, tables.basis_w, partial,
         0.5 / sigma**2, channels, student.stride(0), teacher.stride(0),
-        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], **options,
+        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], DISTANCE=distance, **options,
     )  # fmt: skip
     _triton.launch(
-        _gather_kernel, (batch * triton.cdiv(height * width, GATHERED),), partial, plan.slots, out, channels,
+        _gather_kernel, (batch * triton.cdiv(height * width, GATHERED),), partial, tables.slots, out, channels,
         FREQUENCIES=height * width, SPLITS=splits, SLOTS=slots,
         BLOCK_S=triton.next_power_of_2(splits), BLOCK_F=GATHERED,
     )  # fmt: skip
@@ -501,24 +522,23 @@ def spectral_distance_backward(
     grad: Tensor, student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str
 ) -> Tensor:
     """See ``reference.spectral_distance_backward``."""
-    if _heavy(student, teacher, light=distance != "cosine"):
-        return reference.spectral_distance_backward(grad, student, teacher, distance, sigma, norm)
     batch, channels, height, width = student.shape
     out = torch.empty_like(student)
     if batch == 0:
         return out
-    plan = _plan(height, width, norm, accumulation(student, teacher), student.device)
-    options = _configuration(batch, channels, plan, distance)
-    slots = plan.frequencies[0].numel()
-    weight = plan.basis_w.new_empty((batch, slots))
+    tables = plan(height, width, norm, accumulation(student, teacher), student.device)
+    options = _configuration(batch, channels, tables)
+    slots = tables.frequencies[0].numel()
+    weight = tables.basis_w.new_empty((batch, slots))
     _triton.launch(
-        _weigh_kernel, (batch * triton.cdiv(slots, GATHERED),), grad, plan.frequencies, weight, channels,
+        _weigh_kernel, (batch * triton.cdiv(slots, GATHERED),), grad, tables.frequencies, weight, channels,
         *grad.stride(), WIDTH=width, SLOTS=slots, BLOCK=GATHERED,
     )  # fmt: skip
     _triton.launch(
-        _backward_kernel, (batch * options["SPLITS"],), student, teacher, out, plan.basis_h, plan.basis_w, weight,
+        _backward_kernel, (batch * options["SPLITS"],), student, teacher, out, tables.basis_h, tables.basis_w, weight,
         0.5 / sigma**2, channels, student.stride(0), teacher.stride(0), out.stride(0),
-        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:], **options,
+        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:],
+        DISTANCE=distance, **options,
     )  # fmt: skip
     return out
 
