@@ -42,7 +42,9 @@ class _Tile(NamedTuple):
     BLOCK_H: tl.constexpr  # padded rows of a class; 1 of a whole map
     BLOCK_W: tl.constexpr  # padded columns of a class; pixels of a whole map
     BLOCK_C: tl.constexpr  # channels of a tile
+    BLOCK_R: tl.constexpr  # rows that one product along the height sums over
     BLOCK_K: tl.constexpr  # columns that one product along the width sums over
+    BLOCK_O: tl.constexpr  # columns of the gradient that one program writes
     BLOCK_V: tl.constexpr  # slots of the width in a chunk
     BLOCK_U: tl.constexpr  # slots of the height in a chunk
     CHUNKS: tl.constexpr  # of all classes
@@ -50,14 +52,14 @@ class _Tile(NamedTuple):
 
 
 @triton.jit
-def _rows_and_columns(TILE: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.arange(0, TILE.BLOCK_H * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
+def _rows_and_columns(TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.arange(0, ROWS * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
-def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets (H·C, W) of a tile's first columns; (C, H·W) of whole maps."""
-    row, column = _rows_and_columns(TILE, COLUMNS)
+def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets (H·C, W) of a tile's first rows and columns; (C, H·W) of whole maps."""
+    row, column = _rows_and_columns(TILE, ROWS, COLUMNS)
     channel = row % TILE.BLOCK_C * STRIDES[0]
     if TILE.BLOCK_H > 1:
         return channel + row // TILE.BLOCK_C * STRIDES[1] + column * STRIDES[2]
@@ -68,19 +70,19 @@ def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _inside(channels, first, TILE: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which elements of a tile's columns from ``first`` on exist in a quadrant, ``channels`` being left."""
-    row, column = _rows_and_columns(TILE, COLUMNS)
+def _inside(channels, top, left, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which elements of a quadrant from ``top`` and ``left`` on exist, ``channels`` being left."""
+    row, column = _rows_and_columns(TILE, ROWS, COLUMNS)
     if TILE.BLOCK_H > 1:
-        rows = (row % TILE.BLOCK_C < channels) & (row // TILE.BLOCK_C < TILE.HEIGHT // TILE.FOLD_H)
-        return rows & (first + column < TILE.WIDTH // TILE.FOLD_W)
+        rows = (row % TILE.BLOCK_C < channels) & (top + row // TILE.BLOCK_C < TILE.HEIGHT // TILE.FOLD_H)
+        return rows & (left + column < TILE.WIDTH // TILE.FOLD_W)
     else:
-        return (row < channels) & (first + column < TILE.HEIGHT * TILE.WIDTH)
+        return (row < channels) & (column < TILE.HEIGHT * TILE.WIDTH)
 
 
 @triton.jit
 def _quadrant(i: tl.constexpr, j: tl.constexpr, STRIDES: tl.constexpr, TILE: tl.constexpr):
-    """Where a quadrant of the map begins: what is folded are its halves along each folded side."""
+    """Where a quadrant of the map begins: its halves along each folded side."""
     return i * (TILE.HEIGHT // TILE.FOLD_H) * STRIDES[1] + j * (TILE.WIDTH // TILE.FOLD_W) * STRIDES[2]
 
 
@@ -92,18 +94,18 @@ def _sign(i: tl.constexpr, j: tl.constexpr, a, b):
 
 @triton.jit
 def _folded(
-    x_ptr, y_ptr, channels, a, b, first, X: tl.constexpr, Y: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
+    x_ptr, y_ptr, channels, a, b, top, left, X: tl.constexpr, Y: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of x, or of x - y where y is not None: a tile's columns from ``first`` on, folded for the class (a, b)."""
-    inside = _inside(channels, first, TILE, TILE.BLOCK_K)
+    """Of x, or of x - y where y is not None: rows and columns from ``top`` and ``left`` on, folded for class (a, b)."""
+    inside = _inside(channels, top, left, TILE, TILE.BLOCK_R, TILE.BLOCK_K)
     total = None
     for i in tl.static_range(TILE.FOLD_H):
         for j in tl.static_range(TILE.FOLD_W):
-            start = first * X[2] + _quadrant(i, j, X, TILE)
-            x = tl.load(x_ptr + start + _pixels(X, TILE, TILE.BLOCK_K), inside, 0).to(DTYPE)
+            start = top * X[1] + left * X[2] + _quadrant(i, j, X, TILE)
+            x = tl.load(x_ptr + start + _pixels(X, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(DTYPE)
             if y_ptr is not None:
-                start = first * Y[2] + _quadrant(i, j, Y, TILE)
-                x -= tl.load(y_ptr + start + _pixels(Y, TILE, TILE.BLOCK_K), inside, 0).to(DTYPE)
+                start = top * Y[1] + left * Y[2] + _quadrant(i, j, Y, TILE)
+                x -= tl.load(y_ptr + start + _pixels(Y, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(DTYPE)
             total = x if i + j == 0 else total + x * _sign(i, j, a, b)
     return total
 
@@ -112,6 +114,13 @@ def _folded(
 def _block(basis_ptr, row, column, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(ROWS, BLOCK) of a basis with so many COLUMNS, from ``row`` and ``column`` on."""
     rows, columns = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, BLOCK)[None, :]
+    return tl.load(basis_ptr + rows * COLUMNS + columns)
+
+
+@triton.jit
+def _transposed(basis_ptr, row, column, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """``_block`` as (BLOCK, ROWS), loaded for itself: both at once would not fit the registers."""
+    rows, columns = row + tl.arange(0, ROWS)[None, :], column + tl.arange(0, BLOCK)[:, None]
     return tl.load(basis_ptr + rows * COLUMNS + columns)
 
 
@@ -184,34 +193,37 @@ def _coefficients(
     DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
     a, b, v, u = _chunk(chunk, TILE)
     if TILE.BLOCK_H > 1:
-        total = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V), DTYPE)
-        for first in range(0, TILE.BLOCK_W, TILE.BLOCK_K):
-            x = _folded(x_ptr, y_ptr, channels, a, b, first, X, Y, DTYPE, TILE)
-            row = b * TILE.BLOCK_W + first
-            basis = _block(basis_w_ptr, row, 2 * v, TILE.BLOCK_W, TILE.BLOCK_K, 2 * TILE.BLOCK_V)
-            total = _dot(x, basis, total)
-        basis = _block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
-        total = tl.trans(tl.reshape(total, (TILE.BLOCK_H, 2 * TILE.BLOCK_C * TILE.BLOCK_V)))
-        return _apart_both(_dot(total, basis))
+        total = tl.zeros((2 * TILE.BLOCK_C * TILE.BLOCK_V, 2 * TILE.BLOCK_U), DTYPE)
+        for top in range(0, TILE.BLOCK_H, TILE.BLOCK_R):
+            rows = tl.zeros((TILE.BLOCK_R * TILE.BLOCK_C, 2 * TILE.BLOCK_V), DTYPE)
+            for left in range(0, TILE.BLOCK_W, TILE.BLOCK_K):
+                x = _folded(x_ptr, y_ptr, channels, a, b, top, left, X, Y, DTYPE, TILE)
+                start = b * TILE.BLOCK_W + left
+                basis = _block(basis_w_ptr, start, 2 * v, TILE.BLOCK_W, TILE.BLOCK_K, 2 * TILE.BLOCK_V)
+                rows = _dot(x, basis, rows)
+            start = a * TILE.BLOCK_H + top
+            basis = _block(basis_h_ptr, start, 2 * u, TILE.BLOCK_H, TILE.BLOCK_R, 2 * TILE.BLOCK_U)
+            total = _dot(tl.trans(tl.reshape(rows, (TILE.BLOCK_R, 2 * TILE.BLOCK_C * TILE.BLOCK_V))), basis, total)
+        return _apart_both(total)
     else:
-        x = _folded(x_ptr, y_ptr, channels, a, b, 0, X, Y, DTYPE, TILE)
+        x = _folded(x_ptr, y_ptr, channels, a, b, 0, 0, X, Y, DTYPE, TILE)
         cos, sin = _apart(_dot(x, _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)))
         return cos, sin, tl.zeros_like(cos), tl.zeros_like(cos)
 
 
 @triton.jit
-def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, TILE: tl.constexpr):
-    """``_coefficients`` backwards: from the gradients of its results to that of the folded tile."""
+def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, left, TILE: tl.constexpr):
+    """``_coefficients`` backwards: from the gradients of its results to that of the folded tile's columns from ``left`` on."""
     a, b, v, u = _chunk(chunk, TILE)
     if TILE.BLOCK_H > 1:
-        back = tl.trans(_block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U))
-        total = tl.trans(_dot(_together_both(cc, cs, sc, ss), back))
+        basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
+        total = tl.trans(_dot(_together_both(cc, cs, sc, ss), basis))
         total = tl.reshape(total, (TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V))
-        basis = _block(basis_w_ptr, b * TILE.BLOCK_W, 2 * v, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.BLOCK_V)
-        return _dot(total, tl.trans(basis))
+        basis = _transposed(basis_w_ptr, b * TILE.BLOCK_W + left, 2 * v, TILE.BLOCK_W, TILE.BLOCK_O, 2 * TILE.BLOCK_V)
+        return _dot(total, basis)
     else:
-        basis = _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)
-        return _dot(_together(cc, cs), tl.trans(basis))
+        basis = _transposed(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)
+        return _dot(_together(cc, cs), basis)
 
 
 @triton.jit
@@ -235,8 +247,9 @@ def _spectrum(cc, cs, sc, ss, tall, wide):
 
 
 @triton.jit
-def _spectrum_adjoint(re0, im0, cs, sc, re3, im3, tall, wide):
+def _spectrum_adjoint(gradients, tall, wide):
     """``_spectrum`` backwards, from gradients to gradients."""
+    re0, im0, cs, _, sc, _, re3, im3 = gradients
     both = tall & wide
     return (
         re0 + tl.where(both, re3, 0),
@@ -423,7 +436,8 @@ def _backward_kernel(
     """
     DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
     SLOTS: tl.constexpr = TILE.V * TILE.U
-    part = tl.program_id(0)
+    BLOCKS: tl.constexpr = TILE.BLOCK_W // TILE.BLOCK_O
+    part, column = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS * TILE.BLOCK_O
     sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * TILE.BLOCK_C)
     student = student_ptr + sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
     teacher = teacher_ptr + sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
@@ -433,39 +447,36 @@ def _backward_kernel(
     slot = slot + tl.arange(0, TILE.BLOCK_U)[None, :]
     rate, left = tl.full((1, 1), rate, DTYPE), channels - first
     for _ in range(STEPS):
-        nothing = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, TILE.BLOCK_W), DTYPE)
+        nothing = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, TILE.BLOCK_O), DTYPE)
         gradients = ()  # by quadrant
         for _ in tl.static_range(TILE.FOLD_H * TILE.FOLD_W):
             gradients = gradients + (nothing,)
-        for group in range(TILE.CHUNKS // TILE.GROUP):
-            for n in tl.static_range(TILE.GROUP):
-                chunk = group * TILE.GROUP + n
-                s, t = _spectra(
-                    student, teacher, left, basis_h_ptr, basis_w_ptr, chunk, STUDENT, TEACHER, DISTANCE, TILE
-                )
-                a, b, v, u = _chunk(chunk, TILE)
-                w = weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u + slot
-                slopes = ()
-                for kind in tl.static_range(TILE.KINDS):
+        for i in range(TILE.CHUNKS):
+            chunk = tl.to_tensor(i)  # of the interpreter's int
+            s, t = _spectra(student, teacher, left, basis_h_ptr, basis_w_ptr, chunk, STUDENT, TEACHER, DISTANCE, TILE)
+            a, b, v, u = _chunk(chunk, TILE)
+            w = weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u + slot
+            slopes = ()
+            for kind in tl.static_range(4):
+                if kind < TILE.KINDS:
                     s_re, s_im, t_re, t_im = s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1]
                     re, im = _slope(s_re, s_im, t_re, t_im, tl.load(w + kind * SLOTS), rate, DISTANCE)
-                    slopes = slopes + (re, im)
-                tall, wide = _mirrored(a, b, v, u, TILE)
-                if TILE.KINDS == 2:
-                    slopes = slopes + (tl.zeros_like(s[0]),) * 4
-                cc, cs, sc, ss = _spectrum_adjoint(
-                    slopes[0], slopes[1], slopes[2], slopes[4], slopes[6], slopes[7], tall, wide
-                )
-                gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, TILE)
-                total = ()
-                for i in tl.static_range(TILE.FOLD_H):
-                    for j in tl.static_range(TILE.FOLD_W):
-                        total = total + (gradients[i * TILE.FOLD_W + j] + gradient * _sign(i, j, a, b),)
-                gradients = total
-        inside = _inside(left, 0, TILE, TILE.BLOCK_W)
+                else:
+                    re, im = tl.zeros_like(s[0]), tl.zeros_like(s[0])
+                slopes = slopes + (re, im)
+            tall, wide = _mirrored(a, b, v, u, TILE)
+            cc, cs, sc, ss = _spectrum_adjoint(slopes, tall, wide)
+            gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, column, TILE)
+            total = ()
+            for i in tl.static_range(TILE.FOLD_H):
+                for j in tl.static_range(TILE.FOLD_W):
+                    total = total + (gradients[i * TILE.FOLD_W + j] + gradient * _sign(i, j, a, b),)
+            gradients = total
+        inside = _inside(left, 0, column, TILE, TILE.BLOCK_H, TILE.BLOCK_O)
         for i in tl.static_range(TILE.FOLD_H):
             for j in tl.static_range(TILE.FOLD_W):
-                pixels = out + _quadrant(i, j, OUT, TILE) + _pixels(OUT, TILE, TILE.BLOCK_W)
+                start = _quadrant(i, j, OUT, TILE) + column * OUT[2]
+                pixels = out + start + _pixels(OUT, TILE, TILE.BLOCK_H, TILE.BLOCK_O)
                 tl.store(pixels, gradients[i * TILE.FOLD_W + j].to(out_ptr.dtype.element_ty), inside)
         student += TILE.BLOCK_C * STUDENT[0]
         teacher += TILE.BLOCK_C * TEACHER[0]
@@ -473,22 +484,35 @@ def _backward_kernel(
         left -= TILE.BLOCK_C
 
 
-def _configuration(batch: int, channels: int, plan: Plan) -> dict[str, Any]:
-    """How the channels of a sample are shared out, and the slots: the constants of both kernels, and their warps."""
-    shape = plan.shape
-    whole, tile = shape["BLOCK_H"] == 1, shape["FOLD_H"] * shape["BLOCK_H"] * shape["FOLD_W"] * shape["BLOCK_W"]
-    block_c = max(16 if whole else 1, min(TILE // tile, triton.next_power_of_2(channels)))
+def _configuration(batch: int, channels: int, tables: Plan, heavy: bool, backward: bool) -> dict[str, Any]:
+    """How the channels of a sample and the slots are shared out: the constants of a kernel, and its warps."""
+    shape, group = tables.shape, 1
+    height, width, v, u = (shape[name] for name in ("BLOCK_H", "BLOCK_W", "V", "U"))
+    if height == 1:  # a whole map
+        block_c, block_v, block_u = max(16, TILE // width), v, u
+        rows, columns, out = 1, width, width
+    else:
+        block_c = max(1, TILE // (shape["FOLD_H"] * height * shape["FOLD_W"] * width))
+        block_v, block_u = min(16, v), min(16, u)
+        rows, columns, out = min(32, height), min(32, width), min(32, width)
+    block_c = max(16 if height == 1 else 1, min(block_c, triton.next_power_of_2(channels)))
+    chunks = shape["FOLD_H"] * shape["FOLD_W"] * (v // block_v) * (u // block_u)
     blocks = triton.cdiv(channels, block_c)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
-    block_v, block_u = min(16, shape["V"]), shape["U"] if whole else min(32, shape["U"])
-    chunks = shape["FOLD_H"] * shape["FOLD_W"] * (shape["V"] // block_v) * (shape["U"] // block_u)
-    group = chunks if max(shape["BLOCK_H"], shape["BLOCK_W"]) <= 32 else 1
-    blocks_of = {"BLOCK_C": block_c, "BLOCK_K": shape["BLOCK_W"] if whole else min(64, shape["BLOCK_W"])}
-    blocks_of |= {"BLOCK_V": block_v, "BLOCK_U": block_u, "CHUNKS": chunks, "GROUP": group}
+    constants = shape | {
+        "BLOCK_C": block_c,
+        "BLOCK_R": rows,
+        "BLOCK_K": columns,
+        "BLOCK_O": out,
+        "BLOCK_V": block_v,
+        "BLOCK_U": block_u,
+        "CHUNKS": chunks,
+        "GROUP": group,
+    }
     return {
         "SPLITS": triton.cdiv(blocks, steps),
         "STEPS": steps,
-        "TILE": _Tile(**{name: tl.constexpr(value) for name, value in (shape | blocks_of).items()}),
+        "TILE": _Tile(**{name: tl.constexpr(value) for name, value in constants.items()}),
         "num_warps": 8,
         "num_stages": 1,
     }
@@ -501,7 +525,7 @@ def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: fl
     out = student.new_empty((batch, height, width), dtype=tables.basis_w.dtype)
     if batch == 0:
         return out
-    options = _configuration(batch, channels, tables)
+    options = _configuration(batch, channels, tables, distance == "cosine", backward=False)
     splits, slots = options["SPLITS"], tables.frequencies[0].numel()
     groups = options["TILE"].CHUNKS.value // options["TILE"].GROUP.value
     partial = out.new_empty((batch, splits, slots))
@@ -527,7 +551,7 @@ def spectral_distance_backward(
     if batch == 0:
         return out
     tables = plan(height, width, norm, accumulation(student, teacher), student.device)
-    options = _configuration(batch, channels, tables)
+    options = _configuration(batch, channels, tables, distance == "cosine", backward=True)
     slots = tables.frequencies[0].numel()
     weight = tables.basis_w.new_empty((batch, slots))
     _triton.launch(
@@ -535,7 +559,8 @@ def spectral_distance_backward(
         *grad.stride(), WIDTH=width, SLOTS=slots, BLOCK=GATHERED,
     )  # fmt: skip
     _triton.launch(
-        _backward_kernel, (batch * options["SPLITS"],), student, teacher, out, tables.basis_h, tables.basis_w, weight,
+        _backward_kernel, (batch * options["SPLITS"] * (tables.shape["BLOCK_W"] // options["TILE"].BLOCK_O.value),),
+        student, teacher, out, tables.basis_h, tables.basis_w, weight,
         0.5 / sigma**2, channels, student.stride(0), teacher.stride(0), out.stride(0),
         STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:],
         DISTANCE=distance, **options,
