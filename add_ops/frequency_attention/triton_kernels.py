@@ -484,19 +484,28 @@ def _backward_kernel(
         left -= TILE.BLOCK_C
 
 
-def _configuration(batch: int, channels: int, tables: Plan, heavy: bool, backward: bool) -> dict[str, Any]:
-    """How the channels of a sample and the slots are shared out: the constants of a kernel, and its warps."""
-    shape, group = tables.shape, 1
-    height, width, v, u = (shape[name] for name in ("BLOCK_H", "BLOCK_W", "V", "U"))
+def _configuration(batch: int, channels: int, tables: Plan, distance: str, backward: bool) -> dict[str, Any]:
+    """How a sample's channels, its slots and sums over pixels are shared out: a kernel's constants, and its warps.
+
+    Tiles of 128 rows keep two warp groups of sm_90 busy. Smaller blocks are for what spills otherwise: the gradient of
+    folded and of large maps, two spectra of "cosine", float64.
+    """
+    shape = tables.shape
+    fold_h, fold_w, height, width = (shape[name] for name in ("FOLD_H", "FOLD_W", "BLOCK_H", "BLOCK_W"))
+    light = distance != "cosine" and tables.basis_w.dtype == torch.float32
     if height == 1:  # a whole map
-        block_c, block_v, block_u = max(16, TILE // width), v, u
-        rows, columns, out = 1, width, width
+        block_v, block_u, rows, columns, out, block_c = 1, shape["U"], 1, width, width, TILE // width
     else:
-        block_c = max(1, TILE // (shape["FOLD_H"] * height * shape["FOLD_W"] * width))
-        block_v, block_u = min(16, v), min(16, u)
-        rows, columns, out = min(32, height), min(32, width), min(32, width)
+        block_v, block_u, rows = min(16, shape["V"]), min(16, shape["U"]), min(32, height)
+        columns, out, block_c = min(32, width), min(32, width), 128 // rows
+        if backward:
+            block_u = min(block_u, 1024 // height)
+            columns = columns if light and fold_h * fold_w == 1 else 16
+            out = out if light else 16
+            block_c = block_c if height <= 32 else 1
     block_c = max(16 if height == 1 else 1, min(block_c, triton.next_power_of_2(channels)))
-    chunks = shape["FOLD_H"] * shape["FOLD_W"] * (v // block_v) * (u // block_u)
+    chunks = fold_h * fold_w * (shape["V"] // block_v) * (shape["U"] // block_u)
+    shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
     blocks = triton.cdiv(channels, block_c)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
     constants = shape | {
@@ -507,7 +516,7 @@ def _configuration(batch: int, channels: int, tables: Plan, heavy: bool, backwar
         "BLOCK_V": block_v,
         "BLOCK_U": block_u,
         "CHUNKS": chunks,
-        "GROUP": group,
+        "GROUP": 2 if shared else 1,
     }
     return {
         "SPLITS": triton.cdiv(blocks, steps),
@@ -525,7 +534,7 @@ def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: fl
     out = student.new_empty((batch, height, width), dtype=tables.basis_w.dtype)
     if batch == 0:
         return out
-    options = _configuration(batch, channels, tables, distance == "cosine", backward=False)
+    options = _configuration(batch, channels, tables, distance, backward=False)
     splits, slots = options["SPLITS"], tables.frequencies[0].numel()
     groups = options["TILE"].CHUNKS.value // options["TILE"].GROUP.value
     partial = out.new_empty((batch, splits, slots))
@@ -551,7 +560,7 @@ def spectral_distance_backward(
     if batch == 0:
         return out
     tables = plan(height, width, norm, accumulation(student, teacher), student.device)
-    options = _configuration(batch, channels, tables, distance == "cosine", backward=True)
+    options = _configuration(batch, channels, tables, distance, backward=True)
     slots = tables.frequencies[0].numel()
     weight = tables.basis_w.new_empty((batch, slots))
     _triton.launch(
