@@ -452,7 +452,7 @@ def _backward_kernel(
         for _ in tl.static_range(TILE.FOLD_H * TILE.FOLD_W):
             gradients = gradients + (nothing,)
         for i in range(TILE.CHUNKS):
-            chunk = tl.to_tensor(i)  # of the interpreter's int
+            chunk = tl.full((), 0, tl.int32) + i  # the interpreter has an int there
             s, t = _spectra(student, teacher, left, basis_h_ptr, basis_w_ptr, chunk, STUDENT, TEACHER, DISTANCE, TILE)
             a, b, v, u = _chunk(chunk, TILE)
             w = weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u + slot
@@ -500,8 +500,9 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
         columns, out, block_c = min(32, width) if light else 16, min(32, width), 128 // rows if light else 64 // rows
         if backward:
             columns, out = 16 if fold_h * fold_w > 1 else columns, out if light else 16
-            block_u, block_c = min(block_u, 1024 // height), block_c if height <= 32 else 1
-            block_v = block_v if light else 8
+            block_v, block_u = block_v if light else 8, min(block_u, 1024 // height)
+        if height > 32 and (backward or tables.basis_w.dtype == torch.float64):
+            block_c = 1
     block_c = max(16 if height == 1 else 1, min(block_c, triton.next_power_of_2(channels)))
     chunks = fold_h * fold_w * (shape["V"] // block_v) * (shape["U"] // block_u)
     shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
