@@ -4,7 +4,13 @@ import torch
 
 import add_ops
 
-CASES = [((3, 5, 4, 4), torch.contiguous_format), ((1, 9, 16, 16), torch.channels_last), ((1, 5, 13, 22), None)]
+CASES = [
+    ((3, 5, 4, 4), torch.contiguous_format),
+    ((1, 9, 16, 16), torch.channels_last),
+    ((1, 5, 13, 22), None),
+    ((1, 3, 36, 40), None),  # folded along both sides
+    ((1, 2, 67, 66), torch.channels_last),  # in blocks, folded along one
+]
 
 
 def main() -> None:

@@ -62,7 +62,9 @@ def check(primitive, x, upstream, tolerance=ERROR):
 # --- without a GPU, too ---
 
 MAPS = [(1, 1, 1, 2), (2, 1, 2, 1), (2, 33, 4, 4), (3, 65, 7, 5), (1, 17, 8, 8), (2, 5, 3, 37), (2, 19, 16, 16)]
-LARGER_MAPS = [(1, 6, 13, 29), (1, 9, 32, 32), (1, 3, 31, 31), (1, 2, 56, 28)]
+LARGER_MAPS = [(1, 6, 13, 29), (1, 9, 32, 32), (1, 3, 31, 31), (1, 2, 56, 28), (1, 2, 34, 38)]
+SIDES = [(56, 56), (127, 3), (3, 97), (1, 128), (72, 40), (128, 128), (97, 65)]
+"""Folded along both sides, one or none. The interpreter takes long for the last ones: one distance, or nothing."""
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
@@ -83,6 +85,42 @@ def test_spectral_distances_at_larger_sizes(shape, distance):
     tolerance = 1e-4 if distance == "cosine" else ERROR
     check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
     check(lambda x: add_ops.spectral_distance(student.to(x.dtype), x, distance, 0.1), teacher, upstream, tolerance)
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+def test_spectral_distance_at_large_sides(sides):
+    if not ON_GPU and sides == (97, 65):
+        pytest.skip("takes the interpreter a quarter of a minute; (127, 3) and (3, 97) go the same way")
+    many = ON_GPU or sides not in SIDES[-3:]
+    shape = (2, 37, *sides) if ON_GPU else (1, 2 if many else 1, *sides)
+    student, teacher = torch.randn(2, *shape, device=DEVICE)
+    upstream = torch.randn(shape[0], *sides, device=DEVICE)
+    for distance in DISTANCES if many else ("gaussian",):
+        tolerance = 1e-4 if distance == "cosine" else ERROR
+        for layout in ("channels_last", "transposed", "sliced") if ON_GPU else ("transposed",):
+            x, y = layouts(student)[layout], layouts(teacher)["channels_last"]
+            check(lambda x, y=y, d=distance: add_ops.spectral_distance(x, y.to(x.dtype), d, 0.1), x, upstream, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("sides", SIDES if ON_GPU else [(36, 5)], ids=str)
+def test_every_dtype_at_large_sides(sides, dtype):
+    student, teacher = torch.randn(2, 2, 3, *sides, device=DEVICE, dtype=torch.float64).to(dtype)
+    upstream = torch.randn(2, *sides, device=DEVICE)
+    for distance in DISTANCES:
+        with add_ops.use_backend("reference"):
+            wanted = values_and_gradient(
+                lambda x, d=distance: add_ops.spectral_distance(x, teacher.double(), d), student.double(), upstream
+            )
+        found = values_and_gradient(lambda x, d=distance: add_ops.spectral_distance(x, teacher, d), student, upstream)
+        for one, other in zip(found, wanted, strict=True):
+            assert relative_error(one, other) <= max(TOLERANCE[one.dtype], 2e-5 if one.dtype == torch.float32 else 0)
+
+
+def test_sides_out_of_reach_are_named():
+    x = torch.randn(1, 1, 129, 2, device=DEVICE)
+    with pytest.raises(RuntimeError, match="a side of 129×2 is longer than 128"):
+        add_ops.spectral_distance(x, x)
 
 
 @pytest.mark.parametrize("coordinates", ["index", "unit"])
@@ -220,7 +258,7 @@ def same_bits(results, others):
 
 @gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [8, 16, 20], ids=["HW 64", "HW 256", "HW 400"])
+@pytest.mark.parametrize("size", [8, 16, 20, 40], ids=["HW 64", "HW 256", "HW 400", "HW 1600"])
 def test_the_same_bits_ten_times(name, size):
     primitive, x = primitives((6, 32, size, size))[name]
     first = run(primitive, x)
@@ -298,7 +336,7 @@ def test_tensors_on_another_device_than_the_current_one(name):
 
 @gpu
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-@pytest.mark.parametrize("side", [4, 8, 16, 31, 32, 56])
+@pytest.mark.parametrize("side", [4, 8, 16, 31, 32, 56, 65, 128])
 def test_tensor_cores_keep_the_precision_of_float32(side, scale):
     student, teacher = scale * torch.randn(2, 4, 256, side, side, device="cuda")
     weights = 10 ** (6 * torch.rand(4, side, side, device="cuda"))
