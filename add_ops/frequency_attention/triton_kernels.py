@@ -216,7 +216,8 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
     fold_h, fold_w, height, width = (shape[name] for name in ("FOLD_H", "FOLD_W", "BLOCK_H", "BLOCK_W"))
     light = distance != "cosine" and tables.basis_w.dtype == torch.float32
     if height == 1:  # a whole map
-        block_v, block_u, rows, columns, out, block_c = 1, shape["U"], 1, width, width, (TILE if light else TILE // 2) // width
+        block_v, block_u, rows, columns, out = 1, shape["U"], 1, width, width
+        block_c = max(16, (TILE if light else TILE // 2) // width)
     else:
         block_v, block_u, rows = min(16, shape["V"]), min(16, shape["U"]), min(32, height)
         columns, out, block_c = min(32, width) if light else 16, min(32, width), 128 // rows if light else 64 // rows
@@ -225,7 +226,7 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
             block_v, block_u = block_v if light else 8, min(block_u, 1024 // height)
         if height > 32 and (backward or tables.basis_w.dtype == torch.float64):
             block_c = 1
-    block_c = max(16 if height == 1 else 1, min(block_c, triton.next_power_of_2(channels)))
+    block_c = min(block_c, max(16 if height == 1 else 1, triton.next_power_of_2(channels)))
     chunks = fold_h * fold_w * (shape["V"] // block_v) * (shape["U"] // block_u)
     shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
     blocks = triton.cdiv(channels, block_c)

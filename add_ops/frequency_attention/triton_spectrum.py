@@ -197,7 +197,7 @@ def _coefficients(
 
 @triton.jit
 def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, left, TILE: tl.constexpr):
-    """``_coefficients`` backwards: from the gradients of its results to that of the folded tile's columns from ``left`` on."""
+    """``_coefficients`` backwards: from its results' gradients to the folded tile's, columns from ``left`` on."""
     a, b, v, u = _chunk(chunk, TILE)
     if TILE.BLOCK_H > 1:
         basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
