@@ -76,8 +76,10 @@ def _forward_kernel(
         exists = (tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V) // TILE.BLOCK_V < left)[:, None]
         total = ()
         for i in tl.static_range(TILE.GROUP):
+            a, b, v, u = _chunk(group * TILE.GROUP + i, TILE)
+            tall, wide = _mirrored(a, b, v, u, TILE)
             s, t = _spectra(
-                student, teacher, left, basis_h_ptr, basis_w_ptr, group * TILE.GROUP + i,
+                student, teacher, left, basis_h_ptr, basis_w_ptr, (a, b, v, u), tall, wide,
                 STUDENT, TEACHER, DISTANCE, TILE,
             )  # fmt: skip
             for kind in tl.static_range(TILE.KINDS):
@@ -174,9 +176,12 @@ def _backward_kernel(
         for _ in tl.static_range(TILE.FOLD_H * TILE.FOLD_W):
             gradients = gradients + (nothing,)
         for i in range(TILE.CHUNKS):
-            chunk = tl.full((), 0, tl.int32) + i  # the interpreter has an int there
-            s, t = _spectra(student, teacher, left, basis_h_ptr, basis_w_ptr, chunk, STUDENT, TEACHER, DISTANCE, TILE)
-            a, b, v, u = _chunk(chunk, TILE)
+            a, b, v, u = _chunk(tl.full((), 0, tl.int32) + i, TILE)  # the interpreter's i is an int
+            tall, wide = _mirrored(a, b, v, u, TILE)
+            s, t = _spectra(
+                student, teacher, left, basis_h_ptr, basis_w_ptr, (a, b, v, u), tall, wide,
+                STUDENT, TEACHER, DISTANCE, TILE,
+            )  # fmt: skip
             w = weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u + slot
             slopes = ()
             for kind in tl.static_range(4):
@@ -186,9 +191,8 @@ def _backward_kernel(
                 else:
                     re, im = tl.zeros_like(s[0]), tl.zeros_like(s[0])
                 slopes = slopes + (re, im)
-            tall, wide = _mirrored(a, b, v, u, TILE)
             cc, cs, sc, ss = _spectrum_adjoint(slopes, tall, wide)
-            gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, column, TILE)
+            gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, (a, b, v, u), column, TILE)
             total = ()
             for i in tl.static_range(TILE.FOLD_H):
                 for j in tl.static_range(TILE.FOLD_W):

@@ -36,14 +36,9 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def _rows_and_columns(TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.arange(0, ROWS * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
-
-
-@triton.jit
 def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Offsets (H·C, W) of a tile's first rows and columns; (C, H·W) of whole maps."""
-    row, column = _rows_and_columns(TILE, ROWS, COLUMNS)
+    row, column = tl.arange(0, ROWS * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
     channel = row % TILE.BLOCK_C * STRIDES[0]
     if TILE.BLOCK_H > 1:
         return channel + row // TILE.BLOCK_C * STRIDES[1] + column * STRIDES[2]
@@ -56,7 +51,7 @@ def _pixels(STRIDES: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, COLUM
 @triton.jit
 def _inside(channels, top, left, TILE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Which elements of a quadrant from ``top`` and ``left`` on exist, ``channels`` being left."""
-    row, column = _rows_and_columns(TILE, ROWS, COLUMNS)
+    row, column = tl.arange(0, ROWS * TILE.BLOCK_C)[:, None], tl.arange(0, COLUMNS)[None, :]
     if TILE.BLOCK_H > 1:
         rows = (row % TILE.BLOCK_C < channels) & (top + row // TILE.BLOCK_C < TILE.HEIGHT // TILE.FOLD_H)
         return rows & (left + column < TILE.WIDTH // TILE.FOLD_W)
@@ -168,14 +163,14 @@ def _together(even, odd):  # twice (M, N) -> (M, 2·N)
 
 @triton.jit
 def _coefficients(
-    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr
+    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of one chunk of a tile: the real coefficients (C·V, U) cos·cos, cos·sin, sin·cos, sin·sin of height·width.
+    """Of a tile's chunk at ``place`` (see ``_chunk``): the real coefficients (C·V, U) cos·cos, cos·sin, sin·cos, sin·sin of height·width.
 
     A whole map has no sines of the height.
     """
     DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
-    a, b, v, u = _chunk(chunk, TILE)
+    a, b, v, u = place
     if TILE.BLOCK_H > 1:
         total = tl.zeros((2 * TILE.BLOCK_C * TILE.BLOCK_V, 2 * TILE.BLOCK_U), DTYPE)
         for top in range(0, TILE.BLOCK_H, TILE.BLOCK_R):
@@ -196,9 +191,9 @@ def _coefficients(
 
 
 @triton.jit
-def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, chunk, left, TILE: tl.constexpr):
+def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, place, left, TILE: tl.constexpr):
     """``_coefficients`` backwards: from its results' gradients to the folded tile's, columns from ``left`` on."""
-    a, b, v, u = _chunk(chunk, TILE)
+    a, b, v, u = place
     if TILE.BLOCK_H > 1:
         basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
         total = tl.trans(_dot(_together_both(cc, cs, sc, ss), basis))
@@ -292,18 +287,16 @@ def _slope(re_s, im_s, re_t, im_t, weight, rate, DISTANCE: tl.constexpr):
 
 @triton.jit
 def _spectra(
-    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk,
+    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, tall, wide,
     X: tl.constexpr, Y: tl.constexpr, DISTANCE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One chunk's coefficients of a student's and a teacher's tile; but for "cosine", twice those of the difference."""
-    a, b, v, u = _chunk(chunk, TILE)
-    tall, wide = _mirrored(a, b, v, u, TILE)
     if DISTANCE == "cosine":
-        cc, cs, sc, ss = _coefficients(x_ptr, None, channels, basis_h_ptr, basis_w_ptr, chunk, X, Y, TILE)
+        cc, cs, sc, ss = _coefficients(x_ptr, None, channels, basis_h_ptr, basis_w_ptr, place, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
-        cc, cs, sc, ss = _coefficients(y_ptr, None, channels, basis_h_ptr, basis_w_ptr, chunk, Y, Y, TILE)
+        cc, cs, sc, ss = _coefficients(y_ptr, None, channels, basis_h_ptr, basis_w_ptr, place, Y, Y, TILE)
         return s, _spectrum(cc, cs, sc, ss, tall, wide)
     else:
-        cc, cs, sc, ss = _coefficients(x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, chunk, X, Y, TILE)
+        cc, cs, sc, ss = _coefficients(x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
         return s, s
