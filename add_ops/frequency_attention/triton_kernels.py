@@ -189,7 +189,7 @@ def _backward_kernel(
                     s_re, s_im, t_re, t_im = s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1]
                     re, im = _slope(s_re, s_im, t_re, t_im, tl.load(w + kind * SLOTS), rate, DISTANCE)
                 else:
-                    re, im = tl.zeros_like(s[0]), tl.zeros_like(s[0])
+                    re, im = s[3], s[3]  # zeros
                 slopes = slopes + (re, im)
             cc, cs, sc, ss = _spectrum_adjoint(slopes, tall, wide)
             gradient = _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, (a, b, v, u), column, TILE)

@@ -165,7 +165,8 @@ def _together(even, odd):  # twice (M, N) -> (M, 2·N)
 def _coefficients(
     x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of a tile's chunk at ``place`` (see ``_chunk``): the real coefficients (C·V, U) cos·cos, cos·sin, sin·cos, sin·sin of height·width.
+    """Of a tile's chunk at ``place`` (see ``_chunk``): the real coefficients (C·V, U) of its slots, cos·cos, cos·sin,
+    sin·cos, sin·sin of height·width.
 
     A whole map has no sines of the height.
     """
@@ -187,7 +188,8 @@ def _coefficients(
     else:
         x = _folded(x_ptr, y_ptr, channels, a, b, 0, 0, X, Y, DTYPE, TILE)
         cos, sin = _apart(_dot(x, _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)))
-        return cos, sin, tl.zeros_like(cos), tl.zeros_like(cos)
+        zero = tl.zeros_like(cos)
+        return cos, sin, zero, zero
 
 
 @triton.jit
