@@ -197,8 +197,13 @@ def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, place, left, TILE: tl.con
     """``_coefficients`` backwards: from its results' gradients to the folded tile's, columns from ``left`` on."""
     a, b, v, u = place
     if TILE.BLOCK_H > 1:
-        basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
-        total = tl.trans(_dot(_together_both(cc, cs, sc, ss), basis))
+        total = _together_both(cc, cs, sc, ss)
+        if TILE.BLOCK_H > 64 and total.dtype == tl.float32:  # transposed, a warp of sm_80 would hold all columns
+            basis = _block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
+            total = _dot(basis, tl.trans(total))
+        else:
+            basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
+            total = tl.trans(_dot(total, basis))
         total = tl.reshape(total, (TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V))
         basis = _transposed(basis_w_ptr, b * TILE.BLOCK_W + left, 2 * v, TILE.BLOCK_W, TILE.BLOCK_O, 2 * TILE.BLOCK_V)
         return _dot(total, basis)
