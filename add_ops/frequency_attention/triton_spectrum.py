@@ -198,7 +198,7 @@ def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, place, left, TILE: tl.con
     a, b, v, u = place
     if TILE.BLOCK_H > 1:
         total = _together_both(cc, cs, sc, ss)
-        if TILE.BLOCK_H > 64 and total.dtype == tl.float32:  # transposed, a warp of sm_80 would hold all columns
+        if TILE.BLOCK_H > 32 and total.dtype == tl.float32:  # transposed, a warp of sm_80 would hold all columns
             basis = _block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
             total = _dot(basis, tl.trans(total))
         else:
