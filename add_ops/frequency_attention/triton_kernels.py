@@ -235,6 +235,9 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
     shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
     blocks = triton.cdiv(channels, block_c)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
+    warps = 4 if height == 1 and light and not backward else 8
+    if height == 1 and width == 64 and tables.basis_w.dtype == torch.float64:
+        warps = 16
     constants = shape | {
         "BLOCK_C": block_c,
         "BLOCK_R": rows,
@@ -249,7 +252,7 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
         "SPLITS": triton.cdiv(blocks, steps),
         "STEPS": steps,
         "TILE": Tile(**{name: tl.constexpr(value) for name, value in constants.items()}),
-        "num_warps": 4 if height == 1 and light and not backward else 8,
+        "num_warps": warps,
         "num_stages": 1,
     }
 
