@@ -63,7 +63,7 @@ def test_spectral_distance_at_every_side(capability, size, distance):
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 @pytest.mark.parametrize("shape", [(3, 70, 4, 4), (2, 150, 9, 7), (1, 600, 8, 8), (16, 136, 34, 34)], ids=str)
 def test_spectral_distance_over_many_channels(capability, shape, distance):
-    # Several groups of channels in a block, several blocks in a chunk, the last ones cut short; then channels with gaps.
+    # Several groups of channels in a block, several blocks in a chunk, the last cut short; then channels with gaps.
     features, teacher, upstream = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], *shape[2:])
     check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance), features, upstream)
     sparse, other = features[:, ::2], teacher[:, 1::2]
