@@ -231,7 +231,9 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
         if height > 32 and (backward or tables.basis_w.dtype == torch.float64):
             block_c = 1
     if max(height, width) > 32 and height > 1:  # of a class, so above 64 where a side is folded
-        columns, block_v, block_u = 16, min(block_v, 8), min(block_u, 8) if backward else block_u
+        columns = columns if light and backward else 16
+        if not light:
+            block_v, block_u = min(block_v, 8), min(block_u, 8) if backward else block_u
         if backward and not light:
             rows, block_c = 16, min(block_c, 2)
     block_c = min(block_c, max(16 if height == 1 else 1, triton.next_power_of_2(channels)))
@@ -239,9 +241,6 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
     shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
     blocks = triton.cdiv(channels, block_c)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
-    warps = 4 if height == 1 and light and not backward else 8
-    if height == 1 and width == 64 and tables.basis_w.dtype == torch.float64:
-        warps = 16
     constants = shape | {
         "BLOCK_C": block_c,
         "BLOCK_R": rows,
@@ -256,7 +255,7 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
         "SPLITS": triton.cdiv(blocks, steps),
         "STEPS": steps,
         "TILE": Tile(**{name: tl.constexpr(value) for name, value in constants.items()}),
-        "num_warps": warps,
+        "num_warps": 4 if height == 1 and light and not backward else 8,
         "num_stages": 1,
     }
 

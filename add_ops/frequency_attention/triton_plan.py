@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 JOINT = 64
-"""Pixels up to which one product with the basis of the whole map costs no more than two with padded sides."""
+"""Pixels up to which one product with the basis of the whole map costs no more than two with padded sides (float32)."""
 UNFOLDED = 32
 """Even sides above are folded."""
 EXPONENT = {"forward": -1.0, "ortho": -0.5, "backward": 0.0}
@@ -77,7 +77,7 @@ def _side(length: int, exponent: float) -> tuple[Tensor, Tensor]:
 def plan(height: int, width: int, norm: str, dtype: torch.dtype, device: torch.device) -> Plan:
     """The tables for maps of one size; every caller shares them."""
     exponent, pixels = EXPONENT[norm], height * width
-    if pixels <= JOINT:
+    if pixels <= JOINT and dtype == torch.float32:  # in float64 it would not fit the registers
         basis, slots = _basis(height, width, exponent, padded(pixels))
         basis_h = basis_w = basis[None]
         real = slots[:, 0] == -(slots[:, 0] // width) % height * width + -(slots[:, 0] % width) % width
