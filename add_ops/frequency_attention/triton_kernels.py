@@ -230,12 +230,6 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
             block_v, block_u = block_v if light else 8, min(block_u, 1024 // height)
         if height > 32 and (backward or tables.basis_w.dtype == torch.float64):
             block_c = 1
-    if max(height, width) > 32 and height > 1:  # of a class, so above 64 where a side is folded
-        columns = columns if light and backward else 16
-        if not light:
-            block_v, block_u = min(block_v, 8), min(block_u, 8) if backward else block_u
-        if backward and not light:
-            rows, block_c = 16, min(block_c, 2)
     block_c = min(block_c, max(16 if height == 1 else 1, triton.next_power_of_2(channels)))
     chunks = fold_h * fold_w * (shape["V"] // block_v) * (shape["U"] // block_u)
     shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w
