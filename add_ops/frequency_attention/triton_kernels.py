@@ -1,8 +1,7 @@
 """The spectral distance on the GPU, by matrix products that tensor cores take: kernels, and their launchers.
 
 No spectrum is stored, and no complex arithmetic is needed: ``triton_plan.py`` says what slots and classes are,
-``triton_spectrum.py`` how they are computed. The slots are computed in *chunks* whose factors fit the registers:
-nothing spills at any shape in reach.
+``triton_spectrum.py`` how they are computed. The slots are computed in *chunks* whose factors fit the registers.
 
 Work per element of a folded map, with P the padded half of a side of N: 4·P·(P/N)²·4 flop forward in one chunk per
 class, three times that in tf32 halves, and twice again backward. At 56 (P = 32) that is 501 and 1003 flop; dense
