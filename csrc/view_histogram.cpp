@@ -133,7 +133,8 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
     const int64_t group = item / count, c = item % count;
     gradient(plan.grid, p.type, plan.features, plan.out,
              {group * p.lanes(), p.batch, plan.boxes() * c / count, plan.boxes() * (c + 1) / count},
-             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes, &start[worker * views]);
+             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes,
+             &start[worker * views]);
   });
 }
 

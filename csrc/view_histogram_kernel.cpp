@@ -170,7 +170,7 @@ void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*ra
       for (int i = 0; i < W::parts; ++i)
         store_as<double>(tile + (j - first) * R::lanes + i * W::width, sum.part[i] * load<Vec<double>>(factor + i * W::width));
     }
-    rows_to_lines<E>(static_cast<int>(last - first), tile, lines);
+    transpose_positions<E, false>(static_cast<int>(last - first), tile, lines);
     for (int lane = 0; lane < lanes; ++lane)
       std::memcpy(out + lane * out_stride + first, lines + lane * kLine<E>, (last - first) * sizeof(Acc<E>));
   }
@@ -200,7 +200,7 @@ void center_levels(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, in
     const int count = static_cast<int>(first + kBox < bins ? kBox : bins - first);
     for (int lane = 0; lane < lanes; ++lane)
       for (int j = 0; j < count; ++j) lines[lane * kLine<E> + j] = grad[lane * stride + first + j] - mean[lane];
-    lines_to_rows<E>(count, lines, tile);
+    transpose_positions<E, true>(count, lines, tile);
     std::memcpy(rows + first * R::lanes, tile, count * kRowBytes);
   }
 }

@@ -48,10 +48,11 @@ inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTabl
     for (int i = 0; i < 3; ++i) sum += std::min<int64_t>(view.step[i], 0) * (extent[i] - 1);
     return sum;
   };
+  const int64_t whole = corner(box);
   int count = 0;
   for (int64_t i = 0; i < box[0]; ++i)
     for (int64_t j = 0; j < box[1]; ++j) {
-      const int64_t t = view.step[0] * i + view.step[1] * j - corner(box);
+      const int64_t t = view.step[0] * i + view.step[1] * j - whole;
       for (int64_t k = 0; k < box[2]; ++k) keys[count++] = static_cast<uint64_t>((t + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
     }
   if (sorted) std::sort(keys, keys + count);
@@ -64,7 +65,7 @@ inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTabl
     for (int p = 0; p < count; ++p) {
       const int i = keys[p] >> 16 & 255, j = keys[p] >> 8 & 255, k = keys[p] & 255;
       if (i >= shape.extent[0] || j >= shape.extent[1] || k >= shape.extent[2]) continue;
-      table.t[used] = static_cast<int64_t>(keys[p] >> 24) + corner(box) - table.corner;
+      table.t[used] = static_cast<int64_t>(keys[p] >> 24) + whole - table.corner;
       table.row[used] = static_cast<uint16_t>((1 + (i * shape.extent[1] + j) * shape.extent[2] + k) * kRowBytes);
       table.level[used] = static_cast<uint32_t>(static_cast<double>(table.t[used] * grid.bins) * view.scale);
       ++used;

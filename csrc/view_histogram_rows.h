@@ -45,26 +45,18 @@ template <typename E>
 constexpr int kLine = kBox + kRowBytes / sizeof(Acc<E>);
 
 // Transposes the first `count` positions between lines[lane][position] and rows[position][lane], whole squares at a time.
-template <typename E>
-void lines_to_rows(int count, const Acc<E>* lines, Acc<E>* rows) {
+template <typename E, bool to_rows>
+void transpose_positions(int count, const Acc<E>* from, Acc<E>* to) {
   using R = Row<E>;
   for (int part = 0; part < R::parts; ++part)
     for (int p = 0; p < count; p += R::width) {
+      const auto place = [&](bool row, int i) __attribute__((always_inline)) {
+        return row ? (p + i) * R::lanes + part * R::width : (part * R::width + i) * kLine<E> + p;
+      };
       Vec<Acc<E>> square[R::width];
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(lines + (part * R::width + i) * kLine<E> + p);
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(from + place(!to_rows, i));
       transpose<Acc<E>>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(rows + (p + i) * R::lanes + part * R::width, square[i]);
-    }
-}
-template <typename E>
-void rows_to_lines(int count, const Acc<E>* rows, Acc<E>* lines) {
-  using R = Row<E>;
-  for (int part = 0; part < R::parts; ++part)
-    for (int p = 0; p < count; p += R::width) {
-      Vec<Acc<E>> square[R::width];
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(rows + (p + i) * R::lanes + part * R::width);
-      transpose<Acc<E>>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(lines + (part * R::width + i) * kLine<E> + p, square[i]);
+      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(to + place(to_rows, i), square[i]);
     }
 }
 
