@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from . import _dispatch
@@ -43,6 +44,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     device = next(argument for argument in args if isinstance(argument, Tensor)).device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*args, **OPTIONS | options)
+
+
+@triton.jit
+def split(x):
+    """float32 for tensor cores that multiply tf32: ``high + low == x`` exactly, and ``high`` is a tf32 number.
+
+    The lower 13 bits of the pattern are what tf32 does not have. Of ``low`` a tensor core reads the first 11 bits at
+    least, so that high·high + high·low + low·high loses about 2⁻²⁰. An infinite ``x`` has no ``low``: it is NaN.
+    """
+    high = (x.to(tl.int32, bitcast=True) & -(2**13)).to(tl.float32, bitcast=True)
+    return high, x - high
 
 
 _dispatch.check("triton", unavailable)

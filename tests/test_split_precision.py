@@ -2,7 +2,8 @@
 
 The kernels themselves run in the interpreter; only ``tl.dot`` is replaced. A tensor core rounds float32 to tf32, that
 is to 10 bits of mantissa, multiplies exactly and adds in float32. ``tf32x3`` gives it the halves hi = tf32(x) and
-lo = tf32(x - hi) and adds lo·hi + hi·lo + hi·hi.
+lo = tf32(x - hi) and adds lo·hi + hi·lo + hi·hi. Kernels that halve their factors themselves (``_triton.split``) ask
+for plain tf32 of each product, to which a tensor core is given the pattern as it is: it may not round but drop bits.
 """
 
 import numpy as np
@@ -19,6 +20,8 @@ if add_ops.backends()["triton"] != "available" or torch.cuda.is_available():
 from triton._C.libtriton.ir import INPUT_PRECISION  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
+from add_ops import _triton  # noqa: E402
+
 BOUND = 5e-6
 """Relative L2 that float32 input may lose."""
 SCALES = [1e-6, 1.0, 1e4]
@@ -30,12 +33,17 @@ def tf32(x):
     return ((x.astype(np.float32).view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
 
 
+def dropped(x):
+    """Float32 without the lower 13 bits of its mantissa."""
+    return (x.astype(np.float32).view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
 def product(a, b, precision):
     """``a @ b`` as a tensor core gives it: a product of two tf32 numbers is exact in float32."""
     if precision == INPUT_PRECISION.IEEE:
         return np.matmul(a, b)
     if precision == INPUT_PRECISION.TF32:
-        return np.matmul(tf32(a), tf32(b))
+        return np.matmul(dropped(a), dropped(b))
     assert precision == INPUT_PRECISION.TF32x3
     low_a, low_b = a - tf32(a), b - tf32(b)
     return np.matmul(tf32(low_a), tf32(b)) + np.matmul(tf32(a), tf32(low_b)) + np.matmul(tf32(a), tf32(b))
@@ -43,7 +51,9 @@ def product(a, b, precision):
 
 @pytest.fixture
 def tensor_cores(monkeypatch):
-    """Make ``tl.dot`` of float32 a tensor core's; ``tensor_cores.split = False`` leaves plain tf32 of tf32x3."""
+    """Make ``tl.dot`` of float32 a tensor core's. ``tensor_cores.split = False`` leaves plain tf32: of tf32x3, and of
+    halves, where the higher one is then the whole number, of which bits are dropped, and the lower one is zero.
+    """
 
     class Cores:
         split = True
@@ -57,7 +67,11 @@ def tensor_cores(monkeypatch):
         Cores.products += 1
         return interpreter.TensorHandle(product(a.data, b.data, input_precision) + d.data, d.dtype.scalar)
 
-    interpret = interpreter.InterpreterBuilder.create_dot
+    def split(x):
+        return halves(x) if Cores.split else (x, x - x)
+
+    interpret, halves = interpreter.InterpreterBuilder.create_dot, _triton.split
+    monkeypatch.setattr(_triton, "split", split)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     with add_ops.use_backend("triton"):
         yield Cores

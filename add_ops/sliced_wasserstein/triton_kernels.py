@@ -1,8 +1,8 @@
 """Projecting and sorting on the GPU: the only file of the room that needs Triton.
 
-Up to ``FUSED`` points one kernel projects and sorts a tile of directions without leaving the chip. Above, it does not
-pay to read the points again for every few rows that fit: project a few samples, sort them while they lie in the
-second-level cache, go on. A float64 key leaves no room for its index: the reference answers.
+One kernel projects. Up to ``SORTED`` points another one sorts every row in the registers of its program; longer rows
+are left to torch, a few samples at a time, which are projected and sorted while they lie in the second-level cache.
+A float64 key leaves no room for its index: the reference answers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .. import _dispatch, _triton
 from .._checks import accumulation
 from . import reference
 
-FUSED = 256
-"""Points that are sorted inside the projecting kernel; for longer rows the sort spills and takes minutes to compile."""
+SORTED = 1024
+"""Points that a row of the sorting kernel has at most, and the keys that one of its programs holds, 8 in a thread."""
 CHUNK = 2**21
 """Keys sorted at once above that: 4 + 4 + 8 bytes each (projected, sorted, torch's order) fit the cache from 40 MB."""
 SCATTERED = 1024
@@ -26,52 +26,98 @@ SCATTERED = 1024
 
 @triton.jit
 def _project_kernel(
-    matrix_ptr,  # (I, L), any strides
-    x_ptr,  # (B, L, J), any strides
+    matrix_ptr,  # (I, L), any strides, float32 or half precision
+    x_ptr,  # (B, L, J), any strides, float32 or half precision
     out_ptr,  # (B, I, J), any strides, float32
-    order_ptr,  # (B, I, J) of the same strides, an integer; None: do not sort
     matrix_stride_i, matrix_stride_l,
     x_stride_b, x_stride_l, x_stride_j,
     out_stride_b, out_stride_i, out_stride_j,
     rows, columns,
     LENGTH: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """``out[b] = matrix @ x[b]``; with ``order``, each row sorted, and the column that every value came from.
+    """``out[b] = matrix @ x[b]``; a tile of ``x`` is read by neighbouring programs.
 
-    Float32 by three products of tf32 halves (hi·hi + hi·lo + lo·hi), exact to about 2⁻²²; a tile of ``x`` is read by
-    neighbouring programs. A row sorts as 64-bit integers ``key << 32 | column``: flipping the lower bits of a negative
-    float makes its pattern ascend as a signed integer does, equal values keep their order by the column, and no two
-    are equal, so that the sorting network need not be stable.
+    Float32 by three products of tf32 halves, high·high + high·low + low·high, exact to about 2⁻²⁰. The small products
+    have a sum of their own, which is left out where it is not a number: infinity has no low half. A float16 or a
+    bfloat16 is a tf32 number as it stands: no low half either, and a product less.
     """
     tiles_i, tiles_j = tl.cdiv(rows, BLOCK_I), tl.cdiv(columns, BLOCK_J)
     program = tl.program_id(0)
     batch = (program // (tiles_i * tiles_j)).to(tl.int64)
-    row = (program % tiles_i).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)[:, None]  # (I, 1)
-    column = (program // tiles_i % tiles_j).to(tl.int64) * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]  # (1, J)
-    step = tl.arange(0, BLOCK_L).to(tl.int64)
-    matrix = matrix_ptr + row * matrix_stride_i + step[None, :] * matrix_stride_l  # (I, L)
-    x = x_ptr + batch * x_stride_b + step[:, None] * x_stride_l + column * x_stride_j  # (L, J)
+    first_row, first_column = program % tiles_i * BLOCK_I, program // tiles_i % tiles_j * BLOCK_J
+    i, j, step = tl.arange(0, BLOCK_I)[:, None], tl.arange(0, BLOCK_J)[None, :], tl.arange(0, BLOCK_L)
+    in_rows, in_columns = i < rows - first_row, j < columns - first_column
+    row, column = first_row.to(tl.int64) + i, first_column.to(tl.int64) + j  # (I, 1), (1, J)
+    matrix = matrix_ptr + row * matrix_stride_i + step[None, :].to(tl.int64) * matrix_stride_l  # (I, L)
+    x = x_ptr + batch * x_stride_b + step[:, None].to(tl.int64) * x_stride_l + column * x_stride_j  # (L, J)
     values = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
+    small = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
     for start in range(0, LENGTH, BLOCK_L):
-        left = tl.load(matrix, (row < rows) & (start + step[None, :] < LENGTH), 0).to(tl.float32)
-        right = tl.load(x, (start + step[:, None] < LENGTH) & (column < columns), 0).to(tl.float32)
-        values = tl.dot(left, right, values, input_precision="tf32x3")
+        left = tl.load(matrix, in_rows & (step[None, :] < LENGTH - start), 0)
+        right = tl.load(x, (step[:, None] < LENGTH - start) & in_columns, 0)
+        left_high, right_high = left.to(tl.float32), right.to(tl.float32)
+        if left.dtype == tl.float32:
+            left_high, left_low = _triton.split(left)
+        if right.dtype == tl.float32:
+            right_high, right_low = _triton.split(right)
+            small = tl.dot(left_high, right_low, small, input_precision="tf32")
+        if left.dtype == tl.float32:
+            small = tl.dot(left_low, right_high, small, input_precision="tf32")
+        values = tl.dot(left_high, right_high, values, input_precision="tf32")
         matrix += BLOCK_L * matrix_stride_l
         x += BLOCK_L * x_stride_l
-    if order_ptr is not None:
-        bits = values.to(tl.int32, bitcast=True)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        key = tl.where(values == 0, 0, key)  # both zeros are equal
-        key = tl.where(values != values, 0x7FC00000, key)  # every NaN comes after infinity
-        key = tl.where(column < columns, key, 0x7FFFFFFF)
-        packed = tl.sort((key.to(tl.int64) << 32) | column)
-        key = (packed >> 32).to(tl.int32)
-        values = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    values += tl.where(small == small, small, 0)
     out = batch * out_stride_b + row * out_stride_i + column * out_stride_j
+    tl.store(out_ptr + out, values, in_rows & in_columns)
+
+
+@triton.jit
+def _upper(axis: tl.constexpr, axes: tl.constexpr):
+    """Whether an element lies in the upper half along the axis-th innermost of ``axes`` axes of length 2."""
+    return tl.reshape(tl.arange(0, 2), [1] * (axes - axis - 1) + [2] + [1] * axis) != 0
+
+
+@triton.jit
+def _sort_kernel(
+    values_ptr,  # (R, N) contiguous, float32: each row is sorted in place
+    order_ptr,  # (R, N) contiguous, an integer: the column that every value came from
+    rows, columns,
+    LOG_R: tl.constexpr, LOG_N: tl.constexpr,
+):  # fmt: skip
+    """A row sorts as 64-bit integers ``key << 32 | column``: flipping the lower bits of a negative float makes its
+    pattern ascend as a signed integer does, equal values keep their order by the column, and no two are equal, so
+    that the network need not be stable.
+
+    It is bitonic (Batcher 1968), on a cube that has an axis per bit of an element's place: the runs of 2, 4, 8 …
+    elements are merged pairwise, ascending and descending by turns. ``tl.sort`` does the same in a fifth more
+    instructions, since it takes the direction for a number. Up to 256 aligned columns a row lies in one warp.
+    """
+    row = tl.program_id(0).to(tl.int64) * 2**LOG_R + tl.arange(0, 2**LOG_R)[:, None]  # (R, 1)
+    column = tl.arange(0, 2**LOG_N)[None, :]  # (1, N)
     mask = (row < rows) & (column < columns)
-    tl.store(out_ptr + out, values, mask)
-    if order_ptr is not None:
-        tl.store(order_ptr + out, packed & 0xFFFFFFFF, mask)
+    place = row * columns + column
+    values = tl.load(values_ptr + place, mask, 0)
+    bits = values.to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = tl.where(values == 0, 0, key)  # both zeros are equal
+    key = tl.where(values != values, 0x7FC00000, key)  # every NaN comes after infinity
+    key = tl.where(column < columns, key, 0x7FFFFFFF)
+    packed = (key.to(tl.int64) << 32) | column
+
+    cube = tl.reshape(packed, [2] * (LOG_R + LOG_N))
+    for run in tl.static_range(1, LOG_N + 1):
+        for step in tl.static_range(run):
+            other = tl.sum(cube, LOG_R + LOG_N - run + step, keep_dims=True) - cube  # exact: integers wrap around
+            larger = _upper(run - 1 - step, LOG_R + LOG_N)
+            if run < LOG_N:
+                larger = larger != _upper(run, LOG_R + LOG_N)
+            cube = tl.where((cube > other) != larger, other, cube)
+    packed = tl.reshape(cube, packed.shape)
+
+    key = (packed >> 32).to(tl.int32)
+    values = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    tl.store(values_ptr + place, values, mask)
+    tl.store(order_ptr + place, packed & 0xFFFFFFFF, mask)
 
 
 @triton.jit
@@ -93,21 +139,31 @@ def _scatter_kernel(
     tl.store(out_ptr + first + order, tl.load(values_ptr + first + column, mask, 0), mask)
 
 
-def _project(matrix: Tensor, x: Tensor, out: Tensor, order: Tensor | None = None) -> None:
-    """Fill ``out (B, I, J) = matrix (I, L) @ x (B, L, J)``; with ``order (B, I, J)``, each row sorted."""
+def _project(matrix: Tensor, x: Tensor, out: Tensor) -> None:
+    """Fill ``out (B, I, J) = matrix (I, L) @ x (B, L, J)``."""
     if out.numel() == 0:
         return
     batch, length, columns = x.shape
     rows = matrix.shape[0]
-    block_i, block_j = (64, 64) if order is None else (16, max(16, triton.next_power_of_2(columns)))
     block_l = min(32, max(16, triton.next_power_of_2(length)))
-    grid = (batch * triton.cdiv(rows, block_i) * triton.cdiv(columns, block_j),)
+    blocks = {"BLOCK_I": 64, "BLOCK_J": 64, "BLOCK_L": block_l}
+    grid = (batch * triton.cdiv(rows, 64) * triton.cdiv(columns, 64),)
     strides = *matrix.stride(), *x.stride(), *out.stride()
-    blocks = {"BLOCK_I": block_i, "BLOCK_J": block_j, "BLOCK_L": block_l}
-    warps = max(4, block_j // 32)
-    _triton.launch(
-        _project_kernel, grid, matrix, x, out, order, *strides, rows, columns, LENGTH=length, **blocks, num_warps=warps
-    )
+    # Without a limit the assembler aims at 96 registers on sm_100, and spills some of them.
+    options = {"num_warps": 4, "maxnreg": 255}
+    _triton.launch(_project_kernel, grid, matrix, x, out, *strides, rows, columns, LENGTH=length, **blocks, **options)
+
+
+def _sort(values: Tensor, order: Tensor) -> None:
+    """Sort the rows of ``values (B, K, N)`` in place, N ≤ SORTED, and fill ``order`` of the same shape."""
+    if values.numel() == 0:
+        return
+    columns = values.shape[2]
+    rows = values.numel() // columns
+    log_n = (columns - 1).bit_length()
+    log_r = SORTED.bit_length() - 1 - log_n
+    grid = (triton.cdiv(rows, 2**log_r),)
+    _triton.launch(_sort_kernel, grid, values, order, rows, columns, LOG_R=log_r, LOG_N=log_n, num_warps=4)
 
 
 def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +174,9 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
     batch, _, number_of_points = points.shape
     values = points.new_empty((batch, matrix.shape[0], number_of_points), dtype=torch.float32)
     order = torch.empty_like(values, dtype=reference.permutation_dtype(number_of_points))
-    if number_of_points <= FUSED:
-        _project(matrix, points, values, order)
+    if number_of_points <= SORTED:
+        _project(matrix, points, values)
+        _sort(values, order)
         return values, order
     samples = max(1, CHUNK // (matrix.shape[0] * number_of_points))
     for some, target, narrow in zip(*(x.split(samples) for x in (points, values, order)), strict=True):
