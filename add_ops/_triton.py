@@ -47,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 @triton.jit
-def split(x):
+def split(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """float32 for tensor cores that multiply tf32: ``high + low == x`` exactly, and ``high`` is a tf32 number.
 
     The lower 13 bits of the pattern are what tf32 does not have. Of ``low`` a tensor core reads the first 11 bits at

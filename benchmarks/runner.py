@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import geometric_mean
@@ -39,26 +40,22 @@ def _cell(value: float | None, text: str) -> str:
     return "–" if value is None else text.format(value)
 
 
-def print_entry(rows: list[Row]) -> None:
-    """One line per shape and provider, then the geometric means over the shapes."""
-    name = rows[0].entry
-    print(f"\n{name}: forward + backward, batch {rows[0].sizes['batch']}, float32")
+def print_head(row: Row) -> None:
+    print(f"\n{row.entry}: forward + backward, batch {row.sizes['batch']}, float32")
     print(
         f"{'shape':<18}{'provider':<11}{'p20 ms':>9}{'p50 ms':>9}{'p80 ms':>9}{'runs':>6}{'GB/s':>8}{'of copy':>9}"
         f"{'extra MB':>10}{'× input':>9}{'× plain':>9}{'× released':>12}{'error':>9}"
     )
-    compared = {
-        rival: {provider: ratios(rows, name, provider, rival) for provider in {row.provider for row in rows}}
-        for rival in ("plain", "released")
-    }
-    shape = None
+
+
+def print_shape(rows: list[Row]) -> None:
+    """One line per provider of a shape."""
     for row in rows:
-        print(f"{row.shape if row.shape != shape else '':<18}{row.provider:<11}", end="")
-        shape = row.shape
+        print(f"{row.shape if row is rows[0] else '':<18}{row.provider:<11}", end="")
         if row.error or row.timing is None:
             print(f"  {row.error}")
             continue
-        against = [compared[rival][row.provider].get(shape) for rival in compared]
+        against = [ratios(rows, row.entry, row.provider, rival).get(row.shape) for rival in ("plain", "released")]
         print(
             f"{row.timing.p20:>9.2f}{row.timing.p50:>9.2f}{row.timing.p80:>9.2f}{row.timing.rounds:>6}"
             f"{_cell(row.gigabytes_per_second, '{:.2f}'):>8}{_cell(row.share_of_copy, '{:.1%}'):>9}"
@@ -67,7 +64,12 @@ def print_entry(rows: list[Row]) -> None:
             f"{_cell(against[0], '{:.2f}'):>9}{_cell(against[1], '{:.1f}'):>12}"
             f"{_cell(row.relative_errors and max(row.relative_errors), '{:.0e}'):>9}"
         )
-    for rival, by_provider in compared.items():
+
+
+def print_means(rows: list[Row]) -> None:
+    """The geometric means over the shapes."""
+    for rival in ("plain", "released"):
+        by_provider = {name: ratios(rows, rows[0].entry, name, rival) for name in {row.provider for row in rows}}
         means = {name: geometric_mean(by_shape.values()) for name, by_shape in by_provider.items() if by_shape}
         told = ", ".join(f"{name} {mean:.2f}×" for name, mean in sorted(means.items(), key=lambda item: -item[1]))
         if told:
@@ -115,8 +117,9 @@ def add_memory(rows: list[Row], shapes: dict[str, Shape], device: torch.device) 
             row.extra_over_input = extra / (4 * shapes[row.shape].elements)
 
 
-def run_suite(device: torch.device, quick: bool, minutes: float) -> tuple[dict[str, Any], list[Row]]:
-    """Measure and print everything; returns what ``--write`` saves, and the rows in it.
+def run_suite(device: torch.device, quick: bool, minutes: float, save: Callable[..., None]) -> None:
+    """Measure and print everything; ``save(results, rows, finished)`` after every shape, so that a run
+    that is cut short leaves what it had.
 
     The primitives come first, then the training step. What has not begun after ``minutes`` is left out, and named.
     """
@@ -136,32 +139,49 @@ def run_suite(device: torch.device, quick: bool, minutes: float) -> tuple[dict[s
     print(f"copy bandwidth {copy / 1e9:.1f} GB/s (bytes read + written; what fits the cache can exceed it)")
     print("GB/s: of the bytes that must move; of copy: as a share of that bandwidth, which is the floor over the time")
     batch, budget = BATCH[device.type], 0.3 if quick or device.type == "cuda" else 1.0
+    provider = compiled_backend(device)
     rows: list[Row] = []
+    exponents: dict[str, dict[str, dict[str, float]]] = {}
+
+    def keep(found: list[Row], finished: bool = False) -> None:
+        rows.extend(found)
+        results = {
+            **stamp,
+            "device": device.type,
+            "quick": quick,
+            "copy_bytes_per_second": copy,
+            "rows": [asdict(row) for row in rows],
+            "growth": exponents,
+            "left_out": left_out,
+            "bars": [asdict(bar) for bar in bars(rows, provider)],
+        }
+        save(results, rows, finished)
 
     def measure_entry(entry: Entry) -> None:
-        shapes = [shape._replace(batch=batch) for shape in (entry.quick if quick else entry.shapes)]
-        found = [
-            row
-            for shape in shapes
-            if in_time(f"{entry.name} {shape}")
-            for row in measure(entry, shape, providers(entry, shape, device, compiled=not quick), device, budget, copy)
-        ]
-        if not found:
-            return
-        if entry.name in PRIMITIVES and not quick:
-            add_memory(found, {str(shape): shape for shape in shapes}, device)
-        print_entry(found)
-        rows.extend(found)
+        first = len(rows)
+        for shape in [shape._replace(batch=batch) for shape in (entry.quick if quick else entry.shapes)]:
+            if not in_time(f"{entry.name} {shape}"):
+                continue
+            found = measure(entry, shape, providers(entry, shape, device, compiled=not quick), device, budget, copy)
+            if entry.name in PRIMITIVES and not quick:
+                add_memory(found, {str(shape): shape}, device)
+            if len(rows) == first:
+                print_head(found[0])
+            print_shape(found)
+            keep(found)
+        if len(rows) > first:
+            print_means(rows[first:])
+            keep([], finished=True)
 
     for name in PRIMITIVES:
         measure_entry(ENTRIES[name])
     if in_time("training_step"):
         step = measure_step(device, batch, rounds=3 if quick else STEP_ROUNDS[device.type])
         print_step(step)
-        rows += step
+        keep(step)
     for name in [name for name in ENTRIES if name not in PRIMITIVES]:
         measure_entry(ENTRIES[name])
-    exponents = {}
+    print_bars(rows, provider, quick)
     if not quick:
         for name in PRIMITIVES:
             if in_time(f"growth of {name}"):
@@ -169,19 +189,7 @@ def run_suite(device: torch.device, quick: bool, minutes: float) -> tuple[dict[s
         print_growth(exponents)
     if left_out:
         print(f"\nnot measured within {minutes:g} minutes: {', '.join(left_out)}")
-    provider = compiled_backend(device)
-    print_bars(rows, provider, quick)
-    results = {
-        **stamp,
-        "device": device.type,
-        "quick": quick,
-        "copy_bytes_per_second": copy,
-        "rows": [asdict(row) for row in rows],
-        "growth": exponents,
-        "left_out": left_out,
-        "bars": [asdict(bar) for bar in bars(rows, provider)],
-    }
-    return results, rows
+    keep([])
 
 
 def contenders(name: str, device: torch.device) -> list[Provider]:
@@ -191,8 +199,8 @@ def contenders(name: str, device: torch.device) -> list[Provider]:
     return [found.get(compiled_backend(device), found["reference"]), found["plain"]]
 
 
-def write(results: dict[str, Any], rows: list[Row]) -> None:
-    """Save the results as JSON, and one chart per primitive."""
+def write(results: dict[str, Any], rows: list[Row], finished: bool) -> None:
+    """Save the results so far as JSON, and the chart of the primitive that was measured last, if it is finished."""
     from . import charts
 
     machine = results["gpu"] if results["device"] == "cuda" else results["machine"]
@@ -200,12 +208,11 @@ def write(results: dict[str, Any], rows: list[Row]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}-{day}.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    measured = [name for name in PRIMITIVES if any(row.entry == name for row in rows)]
-    for name in measured:
-        chosen = [row for row in rows if row.entry == name]
-        title = f"{name}, batch {chosen[0].sizes['batch']}, float32 · {machine}, {results['threads']} threads · {day}"
-        charts.draw(chosen, title, RESULTS / f"{name}-{results['device']}.png")
-    print(f"\nwritten: {path.name} and {len(measured)} charts, in {RESULTS.parent.name}/{RESULTS.name}")
+    if finished and rows[-1].entry in PRIMITIVES:
+        chosen = [row for row in rows if row.entry == rows[-1].entry]
+        title = f"{chosen[0].entry}, batch {chosen[0].sizes['batch']}, float32 · {machine}, "
+        title += f"{results['threads']} threads · {day}"
+        charts.draw(chosen, title, RESULTS / f"{chosen[0].entry}-{results['device']}.png")
 
 
 def gate(device: torch.device) -> int:
@@ -244,6 +251,6 @@ def main() -> None:
     device = torch.device(options.device)
     if options.gate:
         sys.exit(gate(device))
-    results, rows = run_suite(device, options.quick, options.minutes)
+    run_suite(device, options.quick, options.minutes, write if options.write else lambda *_: None)
     if options.write:
-        write(results, rows)
+        print(f"\nwritten: {RESULTS.parent.name}/{RESULTS.name}")

@@ -270,7 +270,7 @@ def test_the_same_bits_ten_times(name, size):
 
 @gpu
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [8, 20], ids=["HW 64", "HW 400"])
+@pytest.mark.parametrize("size", [8, 20, 40], ids=["HW 64", "HW 400", "HW 1600"])
 def test_cuda_graphs_replay_on_new_input(name, size):
     primitive, x = primitives((6, 32, size, size))[name]
     other = torch.randn_like(x)
