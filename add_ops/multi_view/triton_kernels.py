@@ -13,6 +13,7 @@ integer atomics instead; the peak of each sample, which gives them a common scal
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ MOST_BINS, MOST_POSITIONS = 2**20, 2**29
 """Up to here the bins are exact, see ``_bin``."""
 
 PLAN = tl.constexpr(5)  # numbers per view in a plan, see _bin
-WINDOW = tl.constexpr(16)  # bins per view and product: the rows of one tensor-core instruction
-FULL = tl.constexpr(2.0**15)  # float16 holds numbers below it
+ROUND = tl.constexpr(1.5 * 2.0**52)  # added to a number, it leaves no room for a fraction: half to even
+WINDOW, SLOTS = tl.constexpr(8), tl.constexpr(16)  # bins in a window; windows in a product, for their one-hot rows
+ROOT = tl.constexpr(2.0**7)  # (2^7)² is below the largest float16
 SLICES, SLICE_BITS, DIGITS = tl.constexpr(6), tl.constexpr(11), tl.constexpr(2047)  # 11 bits are exact in float16
 
 
@@ -54,47 +56,53 @@ def _plan_kernel(
     ratio = step / tl.where(extent > 0, extent, 1)[:, None]
     # 0 where no position moves along the axis, or the view is not finite
     ratio = tl.where((extent > 0)[:, None] & (last > 0) & (tl.abs(ratio) <= 1), ratio, 0)
-    magic = 6755399441055744.0  # 1.5 * 2^52: the sum has no room for a fraction and rounds it half to even
-    quantised = (ratio * 1073741824.0 + magic) - magic
+    quantised = (ratio * 1073741824.0 + ROUND) - ROUND
     origin = -tl.sum(tl.minimum(quantised, 0) * last, 1)
-    inverse = 1 / (tl.sum(tl.abs(quantised) * last, 1) + 1)
+    intervals = tl.sum(tl.abs(quantised) * last, 1) + 1
     plan = plan_ptr + k * PLAN
-    tl.store(plan[:, None] + axis, tl.where(axis < 3, quantised, origin[:, None]) * M, (k < K)[:, None])
-    tl.store(plan + 4, inverse, k < K)
+    tl.store(plan[:, None] + axis, quantised * M, (k < K)[:, None] & (axis < 3))
+    tl.store(plan + 3, origin * M + (0.5 - 0.5 * intervals), k < K)
+    tl.store(plan + 4, 1 / intervals, k < K)
 
 
 @triton.jit
-def _bin(view, c, h, w):
-    """``T·M // D`` for ``D = T_max + 1``, exactly, without a 64-bit division.
+def _bin(scaled, inverse):
+    """``T·M // D`` for ``D = T_max + 1``, exactly, without a division, of ``scaled = T·M + 0.5 - D/2``.
 
-    ``(T·M + 0.5) / D`` has the wanted floor and is at least ``0.5/D`` away from every integer. ``T·M + 0.5`` is exact
-    with M <= 2^20 and at most 2^29 positions, so ``D <= 2^30 + 2^28 + 1``, fused or not; its product with the rounded
-    ``1/D`` has an error below ``2·2^-53·M``, less than ``0.5/D``. A plan holds ``q·M``, ``T·M`` at the origin, ``1/D``.
+    ``(T·M + 0.5) / D - 0.5`` is nearest to the wanted floor, by at least ``0.5/D``. ``scaled`` is exact with M <= 2^20
+    and at most 2^29 positions, so ``D <= 2^30 + 2^28 + 1``; its product with the rounded ``1/D``, fused with the sum or
+    not, has an error below ``2·2^-53·M``, less than ``0.5/D``. A plan holds the three ``q·M``, ``scaled`` at the
+    origin, ``1/D``. The sum with ``ROUND`` has the bin in its lowest bits.
     """
-    scaled = tl.load(view + 3) + tl.load(view) * c + tl.load(view + 1) * h + tl.load(view + 2) * w
-    return ((scaled + 0.5) * tl.load(view + 4)).to(tl.int32)
+    return (scaled * inverse + ROUND).to(tl.int64, bitcast=True).to(tl.int32)
 
 
-# --- Tiles of a sample: BLOCK_C channels x BLOCK_S pixels, s = h·W + w, in the order of the memory.
+# --- Boxes of a sample. The axes are taken in the order in which they lie in memory, (slow, middle, fast): (c, h, w), or
+# (h, w, c) where channels are fast. A box is BOX_S x BOX_V x BOX_F positions; near ones, which meet few bins in a view.
 @triton.jit
-def _positions(tile, HW, CHANNELS_FAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Channel and pixel of each of the BLOCK_C·BLOCK_S positions of a tile."""
-    across = (HW + BLOCK_S - 1) // BLOCK_S
-    c0, s0 = tile // across * BLOCK_C, tile % across * BLOCK_S
-    p = tl.arange(0, BLOCK_C * BLOCK_S)
+def _corner(box, V, F, BOX_S: tl.constexpr, BOX_V: tl.constexpr, BOX_F: tl.constexpr):
+    across_f, across_v = (F + BOX_F - 1) // BOX_F, (V + BOX_V - 1) // BOX_V
+    return box // across_f // across_v * BOX_S, box // across_f % across_v * BOX_V, box % across_f * BOX_F
+
+
+@triton.jit
+def _view(plan, CHANNELS_FAST: tl.constexpr):
+    """Of the views with these plans: the steps along the three axes, the origin and the inverse."""
+    c, h, w = tl.load(plan), tl.load(plan + 1), tl.load(plan + 2)
     if CHANNELS_FAST:
-        return c0 + p % BLOCK_C, s0 + p // BLOCK_C
-    return c0 + p // BLOCK_S, s0 + p % BLOCK_S
+        return h, w, c, tl.load(plan + 3), tl.load(plan + 4)
+    return c, h, w, tl.load(plan + 3), tl.load(plan + 4)
 
 
 @triton.jit
-def _offsets(c, s, b, W, stride_b, stride_c, stride_h, stride_w, FLAT: tl.constexpr):
-    """Where the elements lie, (positions, samples); FLAT says that pixels are evenly spaced, ``stride_w`` apart."""
-    if FLAT:
-        at = c.to(tl.int64) * stride_c + s.to(tl.int64) * stride_w
-    else:
-        at = c.to(tl.int64) * stride_c + (s // W).to(tl.int64) * stride_h + (s % W).to(tl.int64) * stride_w
-    return at[:, None] + b.to(tl.int64)[None, :] * stride_b
+def _reach(plan, s0, v0, f0, s1, v1, f1, CHANNELS_FAST: tl.constexpr):
+    """The first and the last bin of a box in each view, from its corners, which it includes."""
+    step_s, step_v, step_f, scaled, inverse = _view(plan, CHANNELS_FAST)
+    scaled += step_s * s0 + step_v * v0 + step_f * f0
+    step_s, step_v, step_f = step_s * (s1 - s0), step_v * (v1 - v0), step_f * (f1 - f0)
+    bottom = scaled + tl.minimum(step_s, 0) + tl.minimum(step_v, 0) + tl.minimum(step_f, 0)
+    top = scaled + tl.maximum(step_s, 0) + tl.maximum(step_v, 0) + tl.maximum(step_f, 0)
+    return _bin(bottom, inverse), _bin(top, inverse)
 
 
 @triton.jit
@@ -102,121 +110,195 @@ def _scale(peak):
     """``2^-e`` in float64 for the smallest e with ``peak < 2^e``; below float64, at most what float32 can hold."""
     biased = peak.to(tl.float64).to(tl.int64, bitcast=True) >> 52
     if peak.dtype != tl.float64:
-        biased = tl.maximum(biased, 1023 - 127)
+        biased = tl.maximum(biased, 1023 - 120)
     return ((2045 - biased) << 52).to(tl.float64, bitcast=True)
 
 
 # --- Forward. With y = (x / 2^e)² < 1, the mass of bin j under view k is Σ_p [bin_k(p) = j]·y[p], the product of a
-# one-hot matrix (bins x positions) and the squares (positions x samples). A tile of near positions meets few bins in a
-# view; the matrix has a window of 16 bins per view, moved on until it has passed the last one. y enters as a pair of
-# float16, y·2^15 = hi + lo: relative error 2^-23, absolute error 2^-40 of the largest square. float64 enters as fixed
-# point, in slices whose sums are exact. The sums leave as integers, in units of ``1 / fine``.
+# one-hot matrix (bins x positions) and the squares (positions x samples). A box meets few bins in a view: they are cut
+# into windows of 8, the windows of all views are numbered, and the rows of the matrix are 2·16 of these. It is made in
+# the layout of the product's accumulator, which is the one of the next product's first factor: a product with the
+# matrix that picks a row's window gives d = bin - window's first, and max(0, 1 - (d - row)²) is 1 or 0. y enters as a
+# pair of float16, y·2^14 = hi + lo: relative error 2^-23, absolute error 2^-39 of the largest square. float64 enters as
+# fixed point, in slices whose sums are exact. The sums leave as integers, in units of ``1 / fine``.
+@triton.jit
+def _window(slot, ends, first, last, BLOCK_K: tl.constexpr):
+    """View, first bin and number of bins of the windows so numbered, where those of view k end at ``ends[k]``."""
+    k = tl.arange(0, BLOCK_K)[None, :]
+    passed = ends[None, :] <= slot[:, None]  # (slots, views)
+    view = tl.sum(passed.to(tl.int32), 1)
+    start = tl.max(tl.where(passed, ends[None, :], 0), 1)
+    own = k == view[:, None]
+    bins = tl.sum(tl.where(own, first[None, :], 0), 1) + (slot - start) * WINDOW
+    size = tl.sum(tl.where(own, last[None, :] + 1, 0), 1) - bins
+    return view, tl.where(view < BLOCK_K, bins, 1 << 30), size  # beyond the last window: no position's bin
+
+
+@triton.jit
+def _add_shares(mass, index, first, high, low, fixed, BLOCK_B: tl.constexpr):
+    """``mass`` (rows, samples) with the squares of these positions, whose bins are ``index`` (slots, positions)."""
+    r = tl.arange(0, SLOTS * WINDOW)[:, None]
+    pick = (r // WINDOW == tl.arange(0, SLOTS)[None, :]).to(tl.float16)
+    near = tl.minimum((index - first[:, None]).to(tl.uint32, bitcast=True), 2 * WINDOW).to(tl.float16)
+    apart = tl.dot(pick, near).to(tl.float16) - (r % WINDOW).to(tl.float16)
+    apart = 1 - apart * apart
+    one_hot = tl.maximum(apart, tl.zeros_like(apart))
+    if mass.dtype == tl.int64:
+        for i in tl.static_range(SLICES):
+            digits = ((fixed >> (i * SLICE_BITS)) & DIGITS).to(tl.float16)
+            mass += tl.dot(one_hot, digits).to(tl.int64) << (i * SLICE_BITS)
+        return mass
+    return tl.dot(one_hot, low, tl.dot(one_hot, high, mass))
+
+
+@triton.jit
+def _halves(x):
+    """The left and the right half of the columns, both in the registers where they are."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _add_masses(mass_ptr, mass, view, first, size, b0, B, M, fine, BLOCK_B: tl.constexpr):
+    """Add (rows, samples) to the masses of their bins, a quarter at a time: fewer addresses to hold."""
+    row = tl.arange(0, WINDOW)[None, :]
+    at = ((view.to(tl.int64) * M + first) * B)[:, None] + row.to(tl.int64) * B  # (slots, bins)
+    at, met = tl.reshape(at, (SLOTS * WINDOW,)), tl.reshape(row < size[:, None], (SLOTS * WINDOW,))
+    halves = _halves(mass)
+    for i in tl.static_range(8):
+        part = _halves(_halves(halves[i // 4])[i // 2 % 2])[i % 2]
+        if mass.dtype != tl.int64:
+            part = (part * (fine / (ROOT * ROOT))).to(tl.int64)
+        b = b0 + i * (BLOCK_B // 8) + tl.arange(0, BLOCK_B // 8)
+        tl.atomic_add(mass_ptr + at[:, None] + b[None, :], part, met[:, None] & (b < B)[None, :], sem="relaxed")
+
+
 @triton.jit
 def _histogram_kernel(
-    x_ptr,  # (B, C, H, W)
+    x_ptr,  # (B, S, V, F)
     plan_ptr,  # (K, 5) float64
     peak_ptr,  # (B,): max |x|
     mass_ptr,  # (K, M, B) int64, zeros; added to
-    total_ptr,  # (B,) int64, zeros; added to
-    x_stride_b, x_stride_c, x_stride_h, x_stride_w,
-    B, C, H, W, M, fine,
-    K: tl.constexpr, FLAT: tl.constexpr, CHANNELS_FAST: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_stride_b, x_stride_s, x_stride_v, x_stride_f,
+    B, S, V, F, M, fine,
+    K: tl.constexpr, CHANNELS_FAST: tl.constexpr, VECTOR: tl.constexpr,
+    BOX_S: tl.constexpr, BOX_V: tl.constexpr, BOX_F: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
-    c, s = _positions(tl.program_id(0), H * W, CHANNELS_FAST, BLOCK_C, BLOCK_S)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    at = _offsets(c, s, b, W, x_stride_b, x_stride_c, x_stride_h, x_stride_w, FLAT)
-    x = tl.load(x_ptr + at, ((c < C) & (s < H * W))[:, None] & (b < B)[None, :], 0)
-    scale = _scale(tl.load(peak_ptr + b, b < B, 0))[None, :]
-    y = x * scale if WIDE else x.to(tl.float32) * scale.to(tl.float32)
-    y *= y
-    fixed = (y * fine + 0.5).to(tl.int64)
-    high = (y * FULL).to(tl.float16)
-    low = (y * FULL - high.to(y.dtype)).to(tl.float16)
-    tl.atomic_add(total_ptr + b, tl.sum(fixed, 0), b < B, sem="relaxed")
+    SLAB: tl.constexpr = BLOCK_P // (BOX_V * BOX_F)  # the box is passed through in slabs of so many slow ones
+    F = F // VECTOR * VECTOR  # no change: the launcher checks, and the compiler sees
+    x_stride_s, x_stride_v = x_stride_s // VECTOR * VECTOR, x_stride_v // VECTOR * VECTOR
+    s0, v0, f0 = _corner(tl.program_id(0), V, F, BOX_S, BOX_V, BOX_F)
+    ends_s, ends_v, ends_f = tl.minimum(s0 + BOX_S, S) - 1, tl.minimum(v0 + BOX_V, V) - 1, tl.minimum(f0 + BOX_F, F) - 1
+    k = tl.arange(0, BLOCK_K)
+    bottom, top = _reach(plan_ptr + tl.minimum(k, K - 1) * PLAN, s0, v0, f0, ends_s, ends_v, ends_f, CHANNELS_FAST)
+    ends = tl.cumsum(tl.where(k < K, (top - bottom) // WINDOW + 1, 0), 0)
+    windows = tl.max(ends, 0)
 
-    c, s = tl.minimum(c, C - 1)[None, :], tl.minimum(s, H * W - 1)[None, :]  # beyond the edge x is 0: in any bin
-    row = tl.arange(0, WINDOW)
-    for k0 in range(0, K, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        view = plan_ptr + tl.minimum(k, K - 1) * PLAN
-        index = _bin(view[:, None], c, s // W, s % W)  # (views, positions)
-        first, last = tl.min(index, 1), tl.max(index, 1)
-        ahead = tl.max(last - first, 0)
-        while ahead >= 0:
-            bins = first[:, None] + row[None, :]  # (views, 16)
-            one_hot = (index[:, None, :] == bins[:, :, None]).to(tl.float16)
-            one_hot = tl.reshape(one_hot, (BLOCK_K * WINDOW, BLOCK_C * BLOCK_S))
-            if WIDE:
-                mass = tl.full((BLOCK_K * WINDOW, BLOCK_B), 0, tl.int64)
-                for i in tl.static_range(SLICES):
-                    digits = (fixed >> (i * SLICE_BITS)) & DIGITS
-                    mass += tl.dot(one_hot, digits.to(tl.float16)).to(tl.int64) << (i * SLICE_BITS)
-            else:
-                mass = (tl.dot(one_hot, low, tl.dot(one_hot, high)) * (fine / FULL)).to(tl.int64)
-            target = tl.reshape((k.to(tl.int64)[:, None] * M + bins) * B, (BLOCK_K * WINDOW,))
-            met = tl.reshape((bins <= last[:, None]) & (k < K)[:, None], (BLOCK_K * WINDOW,))
-            tl.atomic_add(mass_ptr + target[:, None] + b[None, :], mass, met[:, None] & (b < B)[None, :], sem="relaxed")
-            first += WINDOW
-            ahead -= WINDOW
+    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
+    p = tl.arange(0, BLOCK_P)
+    s, v, f = s0 + p // (BOX_V * BOX_F), v0 + p // BOX_F % BOX_V, f0 + p % BOX_F
+    at = s.to(tl.int64) * x_stride_s + v.to(tl.int64) * x_stride_v + f.to(tl.int64) * x_stride_f
+    at = at[:, None] + b.to(tl.int64)[None, :] * x_stride_b
+    inside = ((v < V) & (f < F))[:, None] & (b < B)[None, :]
+    scale = _scale(tl.load(peak_ptr + b, b < B, 0))[None, :]
+    WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
+    if not WIDE:
+        scale = scale.to(tl.float32) * ROOT
+    slot = tl.arange(0, SLOTS)
+    while windows > 0:
+        view, first, size = _window(slot, ends, bottom, top, BLOCK_K)
+        step_s, step_v, step_f, scaled, inverse = _view(plan_ptr + tl.minimum(view, K - 1) * PLAN, CHANNELS_FAST)
+        scaled = scaled[:, None] + step_s[:, None] * s + step_v[:, None] * v + step_f[:, None] * f
+        mass = tl.zeros((SLOTS * WINDOW, BLOCK_B), tl.int64 if WIDE else tl.float32)
+        for i in range(BOX_S // SLAB):
+            left = S - i * SLAB
+            x = tl.load(x_ptr + i * (SLAB * x_stride_s.to(tl.int64)) + at, inside & (s < left)[:, None], 0)
+            y = (x if WIDE else x.to(tl.float32)) * scale
+            y *= y
+            fixed = (y * fine + 0.5).to(tl.int64) if WIDE else 0
+            high = y.to(tl.float16)
+            low = (y - high.to(y.dtype)).to(tl.float16)
+            index = _bin(scaled, inverse[:, None])
+            mass = _add_shares(mass, index, first, high, low, fixed, BLOCK_B)
+            scaled += (step_s * SLAB)[:, None]
+        _add_masses(mass_ptr, mass, view, first, size, tl.program_id(1) * BLOCK_B, B, M, fine, BLOCK_B)
+        slot += SLOTS
+        windows -= SLOTS
 
 
 @triton.jit
 def _finish_kernel(
-    mass_ptr,  # (K * M, B) int64
-    total_ptr,  # (B,) int64
+    mass_ptr,  # (K, M, B) int64
     peak_ptr,  # (B,)
-    attention_ptr,  # (B, K * M), written
+    attention_ptr,  # (B, K, M), written
     energy_ptr,  # (B,) float64, written
-    B, rows, fine,
+    B, K, M, fine,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Each row by its own sum."""
+    k = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    total = tl.load(total_ptr + b, b < B, 0).to(tl.float64)
+    mass_ptr += k * M * B
+    total = tl.zeros((BLOCK_M, BLOCK_B), tl.int64)
+    begin = 0
+    while begin < M:
+        m = begin + tl.arange(0, BLOCK_M)
+        total += tl.load(mass_ptr + m.to(tl.int64)[:, None] * B + b[None, :], (m < M)[:, None] & (b < B)[None, :], 0)
+        begin += BLOCK_M
+    total = tl.sum(total, 0).to(tl.float64)
     peak = tl.load(peak_ptr + b, b < B, 0)
     scale, square = _scale(peak), peak.to(tl.float64) * peak.to(tl.float64)
     energy = tl.where(square < float("inf"), total / fine / scale / scale, square)  # NaN and overflow stay visible
-    if tl.program_id(0) == 0:
+    if k == 0:
         tl.store(energy_ptr + b, energy, b < B)
-    inside = (b < B)[:, None] & (m < rows)[None, :]
-    mass = tl.load(mass_ptr + m[None, :] * B + b[:, None], inside, 0).to(tl.float64)
-    share = tl.where((energy > 0)[:, None], mass / tl.maximum(total, 1)[:, None], 0)
-    share = tl.where((energy < float("inf"))[:, None], share, float("nan"))
-    attention = attention_ptr + b.to(tl.int64)[:, None] * rows + m[None, :]
-    tl.store(attention, share.to(attention_ptr.dtype.element_ty), inside)
+    share = tl.where(energy > 0, 1 / tl.maximum(total, 1), 0)
+    share = tl.where(energy < float("inf"), share, float("nan"))
+    attention_ptr += (b.to(tl.int64) * K + k)[:, None] * M
+    begin = 0
+    while begin < M:
+        m = begin + tl.arange(0, BLOCK_M)
+        inside = (b < B)[:, None] & (m < M)[None, :]
+        mass = tl.load(mass_ptr + m.to(tl.int64)[None, :] * B + b[:, None], inside, 0).to(tl.float64)
+        tl.store(attention_ptr + m[None, :], (mass * share[:, None]).to(attention_ptr.dtype.element_ty), inside)
+        begin += BLOCK_M
 
 
 # --- Backward: dL/dx[p] = (2 x[p] / energy) · Σ_k t[k, bin_k(p)], where t[k, j] = g[k, j] - Σ_i g[k, i]·a[k, i].
 @triton.jit
 def _gradient_kernel(
-    x_ptr,  # (B, C, H, W)
+    x_ptr,  # (B, S, V, F)
     plan_ptr,  # (K, 5) float64
     table_ptr,  # (K, M, B): samples side by side
     energy_ptr,  # (B,) float64
-    out_ptr,  # (B, C, H, W), written
-    x_stride_b, x_stride_c, x_stride_h, x_stride_w,
-    out_stride_b, out_stride_c, out_stride_h, out_stride_w,
+    out_ptr,  # (B, S, V, F), written
+    x_stride_b, x_stride_s, x_stride_v, x_stride_f,
+    out_stride_b, out_stride_s, out_stride_v, out_stride_f,
     table_stride_k, energy_stride_b,
-    B, C, H, W,
-    K: tl.constexpr, FLAT: tl.constexpr, OUT_FLAT: tl.constexpr, CHANNELS_FAST: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr,
+    B, S, V, F,
+    K: tl.constexpr, CHANNELS_FAST: tl.constexpr, VECTOR: tl.constexpr,
+    BOX_S: tl.constexpr, BOX_V: tl.constexpr, BOX_F: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    c, s = _positions(tl.program_id(0), H * W, CHANNELS_FAST, BLOCK_C, BLOCK_S)
+    F = F // VECTOR * VECTOR
+    x_stride_s, x_stride_v = x_stride_s // VECTOR * VECTOR, x_stride_v // VECTOR * VECTOR
+    out_stride_s, out_stride_v = out_stride_s // VECTOR * VECTOR, out_stride_v // VECTOR * VECTOR
+    s, v, f = _corner(tl.program_id(0), V, F, BOX_S, BOX_V, BOX_F)
+    p = tl.arange(0, BOX_S * BOX_V * BOX_F)
+    s, v, f = s + p // (BOX_V * BOX_F), v + p // BOX_F % BOX_V, f + p % BOX_F
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    inside = ((c < C) & (s < H * W))[:, None] & (b < B)[None, :]
-    total = tl.full((BLOCK_C * BLOCK_S, BLOCK_B), 0, table_ptr.dtype.element_ty)
+    inside = ((s < S) & (v < V) & (f < F))[:, None] & (b < B)[None, :]
+    total = tl.full((BOX_S * BOX_V * BOX_F, BLOCK_B), 0, table_ptr.dtype.element_ty)
     for _ in range(K):
-        index = _bin(plan_ptr, c, s // W, s % W).to(tl.int64)
+        step_s, step_v, step_f, origin, inverse = _view(plan_ptr, CHANNELS_FAST)
+        index = _bin(origin + step_s * s + step_v * v + step_f * f, inverse).to(tl.int64)
         total += tl.load(table_ptr + (index * B)[:, None] + b[None, :], inside, 0)
         plan_ptr += PLAN
         table_ptr += table_stride_k
-    at = _offsets(c, s, b, W, x_stride_b, x_stride_c, x_stride_h, x_stride_w, FLAT)
-    energy = tl.load(energy_ptr + b.to(tl.int64) * energy_stride_b, b < B, 0)
+    s, v, f, n = s.to(tl.int64), v.to(tl.int64), f.to(tl.int64), b.to(tl.int64)
+    at = (s * x_stride_s + v * x_stride_v + f * x_stride_f)[:, None] + (n * x_stride_b)[None, :]
+    energy = tl.load(energy_ptr + n * energy_stride_b, b < B, 0)
     scale = tl.where(energy == 0, 0, 2 / tl.where(energy == 0, 1, energy))[None, :]
     scaled = tl.load(x_ptr + at, inside, 0).to(tl.float64) * scale
-    at = _offsets(c, s, b, W, out_stride_b, out_stride_c, out_stride_h, out_stride_w, OUT_FLAT)
+    at = (s * out_stride_s + v * out_stride_v + f * out_stride_f)[:, None] + (n * out_stride_b)[None, :]
     tl.store(out_ptr + at, (scaled.to(total.dtype) * total).to(out_ptr.dtype.element_ty), inside)
 
 
@@ -230,24 +312,54 @@ def _plan(views: Tensor, grid: torch.Size, bins: int, coordinates: str) -> Tenso
     return plan
 
 
-def _strides(features: Tensor) -> tuple[tuple[int, int, int, int], bool]:
-    """Strides (B, C, H, W), and whether pixels are evenly spaced; then the last one is their distance."""
-    (_, _, height, width), (b, c, h, w) = features.shape, features.stride()
-    if width == 1:
-        return (b, c, h, h), True
-    return (b, c, h, w), height == 1 or h == width * w
+def _axes(features: Tensor) -> tuple[int, int, int]:
+    """The axes of a sample in the order in which they lie in memory, slow to fast."""
+    (_, channels, *pixels), (_, stride, *strides) = features.shape, features.stride()
+    between = min((step for size, step in zip(pixels, strides, strict=True) if size > 1), default=0)
+    return (2, 3, 1) if channels > 1 and stride < between else (1, 2, 3)
 
 
-def _tiles(features: Tensor, positions: int, samples: int) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The launch grid and the tile: near 16 channels x 16 pixels, which meet few bins in any view."""
-    batch, channels, pixels = *features.shape[:2], features.shape[2] * features.shape[3]
-    side = 16 if pixels >= 64 or pixels % 16 == 0 else 8  # 7x7 fits eights better
-    block_c = min(triton.next_power_of_2(channels), positions // min(triton.next_power_of_2(pixels), side))
-    block_s, block_b = positions // block_c, min(max(triton.next_power_of_2(batch), 16), samples)
-    (_, stride_c, _, stride_w), flat = _strides(features)
-    tile = {"BLOCK_C": block_c, "BLOCK_S": block_s, "BLOCK_B": block_b}
-    grid = triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_s), triton.cdiv(batch, block_b)
-    return grid, tile | {"FLAT": flat, "CHANNELS_FAST": stride_c < stride_w}
+def _box(features: Tensor, axes: tuple[int, int, int], bins: int, most: int) -> tuple[int, int, int]:
+    """Extents of near positions, by ``axes``: they grow alike, channels twice as far, to 12 bins along a diagonal view.
+
+    Beyond 256 positions no map is padded further for it. At most 32 positions share the slow coordinate.
+    """
+    size, extent = features.shape, [1, 1, 1, 1]
+    diagonal = max(sum(size[1:]) - 3, 1)
+    ahead = True
+    while ahead:
+        ahead = False
+        for axis in sorted((3, 2, 1), key=lambda i: extent[i] / (2 if i == 1 else 1)):
+            larger = [2 * e if i == axis else e for i, e in enumerate(extent)]
+            padded = [-(-size[axis] // e[axis]) * e[axis] for e in (extent, larger)]
+            if (
+                extent[axis] < size[axis]
+                and math.prod(larger) <= most
+                and (sum(larger) - 4) * bins <= 12 * diagonal
+                and larger[axes[1]] * larger[axes[2]] <= 32
+                and (math.prod(larger) <= 256 or padded[1] <= 1.1 * padded[0])
+            ):
+                extent, ahead = larger, True
+                break
+    slow, middle, fast = (extent[axis] for axis in axes)
+    return max(slow, 32 // (middle * fast)), middle, fast
+
+
+def _tiles(
+    features: Tensor, bins: int, most: int, samples: int, *others: Tensor
+) -> tuple[tuple[int, int], list[int], dict[str, Any]]:
+    """The launch grid, strides and sizes in the order of the kernels' arguments, and the constants of a box."""
+    batch, axes = len(features), _axes(features)
+    box, sizes = _box(features, axes, bins, most), [features.shape[axis] for axis in axes]
+    strides = [[x.stride(0), *(x.stride(axis) for axis in axes)] for x in (features, *others)]
+    vector = 16 // features.element_size()
+    aligned = [sizes[2], *(step for x in strides for step in x[1:3])]
+    vector = math.gcd(vector, *aligned) if all(x[3] == 1 for x in strides) else 1
+    block_b = min(max(triton.next_power_of_2(batch), 16), samples)
+    grid = math.prod(triton.cdiv(size, extent) for size, extent in zip(sizes, box, strict=True))
+    constants = {"CHANNELS_FAST": axes[2] == 1, "VECTOR": vector, "BLOCK_B": block_b}
+    constants |= dict(zip(("BOX_S", "BOX_V", "BOX_F"), box, strict=True))
+    return (grid, triton.cdiv(batch, block_b)), [*sum(strides, []), batch, *sizes], constants
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
@@ -258,18 +370,18 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str)
         return attention, energy
     plan = _plan(views, features.shape[1:], bins, coordinates)
     peak = torch.linalg.vector_norm(features, torch.inf, (1, 2, 3))
-    sums = torch.zeros((count * bins + 1, batch), dtype=torch.int64, device=features.device)
-    mass, total = sums[:-1], sums[-1]
+    mass = torch.zeros((count, bins, batch), dtype=torch.int64, device=features.device)
     fine = 2.0 ** (62 - features[0].numel().bit_length())  # all squares of a sample together stay below 2^62
     wide = features.dtype == torch.float64
-    grid, tile = _tiles(features, positions=64 if wide else 256, samples=16 if wide else 64)
+    grid, layout, constants = _tiles(features, bins, 1024, 16 if wide else 64)
     _triton.launch(
-        _histogram_kernel, grid, features, plan, peak, mass, total, *_strides(features)[0], *features.shape, bins, fine,
-        K=count, BLOCK_K=4, num_warps=8, **tile,
+        _histogram_kernel, grid, features, plan, peak, mass, *layout, bins, fine,
+        K=count, BLOCK_K=triton.next_power_of_2(count), BLOCK_P=32, num_warps=8, num_stages=1 if wide else 2,
+        **constants,
     )  # fmt: skip
     _triton.launch(
-        _finish_kernel, (triton.cdiv(count * bins, 64), triton.cdiv(batch, 32)), mass, total, peak, attention, energy,
-        batch, count * bins, fine, BLOCK_M=64, BLOCK_B=32,
+        _finish_kernel, (count, triton.cdiv(batch, 8)), mass, peak, attention, energy, batch, count, bins, fine,
+        BLOCK_M=min(triton.next_power_of_2(bins), 256), BLOCK_B=8, num_warps=8,
     )  # fmt: skip
     return attention, energy
 
@@ -284,11 +396,11 @@ def view_histogram_backward(
     plan = _plan(views, features.shape[1:], bins, coordinates)
     mean = (grad * attention).sum(2).mT[:, None]  # (K, 1, B)
     table = torch.sub(grad.permute(1, 2, 0), mean, out=attention.new_empty((count, bins, batch)))
-    out_strides, out_flat = _strides(out)
-    grid, tile = _tiles(features, positions=128, samples=32)
+    grid, layout, constants = _tiles(features, bins, 128, 32, out)
+    strides, sizes = layout[:8], layout[8:]
     _triton.launch(
-        _gradient_kernel, grid, features, plan, table, energy, out, *_strides(features)[0], *out_strides,
-        table.stride(0), energy.stride(0), *features.shape, K=count, OUT_FLAT=out_flat, num_warps=8, **tile,
+        _gradient_kernel, grid, features, plan, table, energy, out, *strides, table.stride(0), energy.stride(0),
+        *sizes, K=count, num_warps=8, **constants,
     )  # fmt: skip
     return out
 
