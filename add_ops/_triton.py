@@ -36,6 +36,12 @@ def not_on_gpu(*args: Any) -> str | None:
     return f"it runs on CUDA tensors, and a tensor is on {sorted(devices - {'cuda'} or devices)[0]}"
 
 
+def capability(device: torch.device) -> int:
+    """The compute capability of a CUDA device, such as 90; an H100's where there is none."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return 10 * major + minor
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Run ``kernel[grid](*args, **options)`` on the device of its tensors and that device's current stream.
 

@@ -104,7 +104,16 @@ def test_spectral_distance_at_large_sides(sides):
             check(lambda x, y=y, d=distances: d(x, y.to(x.dtype)), x, upstream, tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("capability", [80, 100])
+@pytest.mark.parametrize("shape", [(1, 66, 7, 8), (1, 5, 36, 34)], ids=str)
+def test_the_blocks_of_other_architectures(shape, capability, monkeypatch):
+    monkeypatch.setattr(add_ops._triton, "capability", lambda device: capability)
+    student, teacher = torch.randn(2, *shape, device=DEVICE)
+    upstream = torch.randn(1, *shape[2:], device=DEVICE)
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), student, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sides", SIDES if ON_GPU else [(36, 5)], ids=str)
 def test_every_dtype_at_large_sides(sides, dtype):
     student, teacher = torch.randn(2, 2, 3, *sides, device=DEVICE, dtype=torch.float64).to(dtype)
@@ -117,6 +126,14 @@ def test_every_dtype_at_large_sides(sides, dtype):
         found = values_and_gradient(lambda x, d=distance: add_ops.spectral_distance(x, teacher, d), student, upstream)
         for one, other in zip(found, wanted, strict=True):
             assert relative_error(one, other) <= max(TOLERANCE[one.dtype], 2e-5 if one.dtype == torch.float32 else 0)
+
+
+def test_float64_goes_to_the_reference():
+    student, teacher = torch.randn(2, 2, 3, 6, 5, device=DEVICE, dtype=torch.float64)
+    primitive, upstream = (lambda x: add_ops.spectral_distance(x, teacher)), torch.randn(2, 6, 5, device=DEVICE)
+    found = values_and_gradient(primitive, student, upstream)
+    with add_ops.use_backend("reference"):
+        assert same_bits(found, values_and_gradient(primitive, student, upstream))
 
 
 def test_sides_out_of_reach_are_named():

@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 JOINT = 64
-"""Pixels up to which one product with the basis of the whole map costs no more than two with padded sides (float32)."""
+"""Pixels up to which one product with the basis of the whole map costs no more than two with padded sides."""
 UNFOLDED = 32
 """Even sides above are folded."""
 EXPONENT = {"forward": -1.0, "ortho": -0.5, "backward": 0.0}
 
 
 class Plan(NamedTuple):
-    basis_h: Tensor  # (FOLD_H, BLOCK_H, 2·U), by class
-    basis_w: Tensor  # (FOLD_W, BLOCK_W, 2·V); (1, BLOCK_W, 2·U) of a whole map, whose pixels are one row
+    basis_h: Tensor  # (2, FOLD_H, BLOCK_H, 2·U): high and low halves, by class
+    basis_w: Tensor  # (2, FOLD_W, BLOCK_W, 2·V); (2, 1, BLOCK_W, 2·U) of a whole map, whose pixels are one row
     slots: Tensor  # (H·W,) int32: in which coefficient of which slot a frequency lies
     frequencies: Tensor  # (2, FOLD_H, FOLD_W, 2 or 4, V, U) int32: and back, with its mirror, -1 where there is none
     shape: dict[str, int]  # the constants of the kernels that depend on the map alone
@@ -73,11 +73,17 @@ def _side(length: int, exponent: float) -> tuple[Tensor, Tensor]:
     return torch.stack(bases), torch.stack(slots)
 
 
+def _halves(basis: Tensor) -> Tensor:
+    """(2, …): numbers with the 10 bits of mantissa that a tensor core keeps, and what is left of float32."""
+    high = ((basis.float().view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)  # to the nearest
+    return torch.stack((high, (basis - high).float()))
+
+
 @cache  # never emptied: a captured CUDA graph goes on reading the tables of its warm-up
-def plan(height: int, width: int, norm: str, dtype: torch.dtype, device: torch.device) -> Plan:
+def plan(height: int, width: int, norm: str, device: torch.device) -> Plan:
     """The tables for maps of one size; every caller shares them."""
     exponent, pixels = EXPONENT[norm], height * width
-    if pixels <= JOINT and dtype == torch.float32:  # in float64 it would not fit the registers
+    if pixels <= JOINT:
         basis, slots = _basis(height, width, exponent, padded(pixels))
         basis_h = basis_w = basis[None]
         real = slots[:, 0] == -(slots[:, 0] // width) % height * width + -(slots[:, 0] % width) % width
@@ -86,6 +92,7 @@ def plan(height: int, width: int, norm: str, dtype: torch.dtype, device: torch.d
         block_h = 1
     else:
         (basis_h, u), (basis_w, v) = _side(height, exponent), _side(width, exponent)
+        basis_w = basis_w.unflatten(2, (-1, 8, 2)).mT.flatten(2)  # eight cosines, eight sines, …
         u, v = u[:, None, None], v[None, :, :, None]  # (FOLD_H, 1, 1, U, 2), (1, FOLD_W, V, 1, 2)
         tall, wide = 2 * u[..., 0] % height != 0, 2 * v[..., 0] % width != 0
         reals, block_h = 0, basis_h.shape[1]
@@ -101,7 +108,7 @@ def plan(height: int, width: int, norm: str, dtype: torch.dtype, device: torch.d
     slots = torch.empty(pixels, dtype=torch.int32)
     for row in frequencies.flatten(1):
         slots[row[row >= 0]] = (row >= 0).nonzero()[:, 0].int()
-    tables = basis_h.to(dtype), basis_w.to(dtype), slots, frequencies.int()
+    tables = *(_halves(basis) for basis in (basis_h, basis_w)), slots, frequencies.int()
     fold_h, fold_w, kinds, v, u = first.shape
     shape = {"HEIGHT": height, "WIDTH": width, "FOLD_H": fold_h, "FOLD_W": fold_w, "REALS": reals}
     shape |= {"KINDS": kinds, "V": v, "U": u, "BLOCK_H": block_h, "BLOCK_W": basis_w.shape[1]}

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .. import _triton
+
 
 class Tile(NamedTuple):
     """A map's constants (``triton_plan``) and the blocks that a program takes of it; Triton 3.6 wants constexprs."""
@@ -27,12 +29,12 @@ class Tile(NamedTuple):
     BLOCK_W: tl.constexpr  # padded columns of a class; pixels of a whole map
     BLOCK_C: tl.constexpr  # channels of a tile
     BLOCK_R: tl.constexpr  # rows that one product along the height sums over
-    BLOCK_K: tl.constexpr  # columns that one product along the width sums over
-    BLOCK_O: tl.constexpr  # columns of the gradient that one program writes
+    BLOCK_K: tl.constexpr  # columns that one product along the width sums over, or one program writes of the gradient
     BLOCK_V: tl.constexpr  # slots of the width in a chunk
     BLOCK_U: tl.constexpr  # slots of the height in a chunk
     CHUNKS: tl.constexpr  # of all classes
     GROUP: tl.constexpr  # chunks that share what is loaded
+    HELD: tl.constexpr  # one chunk is all there is: its factors are loaded once
 
 
 @triton.jit
@@ -72,35 +74,40 @@ def _sign(i: tl.constexpr, j: tl.constexpr, a, b):
 
 
 @triton.jit
-def _folded(
-    x_ptr, y_ptr, channels, a, b, top, left, X: tl.constexpr, Y: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
-):
+def _folded(x_ptr, y_ptr, channels, a, b, top, left, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr):
     """Of x, or of x - y where y is not None: rows and columns from ``top`` and ``left`` on, folded for class (a, b)."""
     inside = _inside(channels, top, left, TILE, TILE.BLOCK_R, TILE.BLOCK_K)
     total = None
-    for i in tl.static_range(TILE.FOLD_H):
-        for j in tl.static_range(TILE.FOLD_W):
+    for j in tl.static_range(TILE.FOLD_W):  # the classes of one a share the sums along the height
+        column = None
+        for i in tl.static_range(TILE.FOLD_H):
             start = top * X[1] + left * X[2] + _quadrant(i, j, X, TILE)
-            x = tl.load(x_ptr + start + _pixels(X, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(DTYPE)
+            x = tl.load(x_ptr + start + _pixels(X, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(tl.float32)
             if y_ptr is not None:
                 start = top * Y[1] + left * Y[2] + _quadrant(i, j, Y, TILE)
-                x -= tl.load(y_ptr + start + _pixels(Y, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(DTYPE)
-            total = x if i + j == 0 else total + x * _sign(i, j, a, b)
+                x -= tl.load(y_ptr + start + _pixels(Y, TILE, TILE.BLOCK_R, TILE.BLOCK_K), inside, 0).to(tl.float32)
+            column = x if i == 0 else column + x * (1 - 2 * a)
+        total = column if j == 0 else total + column * (1 - 2 * b)
     return total
 
 
 @triton.jit
-def _block(basis_ptr, row, column, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(ROWS, BLOCK) of a basis with so many COLUMNS, from ``row`` and ``column`` on."""
-    rows, columns = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, BLOCK)[None, :]
-    return tl.load(basis_ptr + rows * COLUMNS + columns)
-
-
-@triton.jit
-def _transposed(basis_ptr, row, column, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """``_block`` as (BLOCK, ROWS), loaded for itself: both at once would not fit the registers."""
-    rows, columns = row + tl.arange(0, ROWS)[None, :], column + tl.arange(0, BLOCK)[:, None]
-    return tl.load(basis_ptr + rows * COLUMNS + columns)
+def _factor(
+    basis_ptr, row, column, TRANSPOSED: tl.constexpr, FOURS: tl.constexpr, SIDE: tl.constexpr,
+    LOW: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """(K, N) of a basis of SIDE columns from ``row`` and ``column`` on, or of its transpose, as ``_dot`` wants it: its
+    high halves, and high and low ones (LOW further on) side by side. With FOURS in the order that ``_together`` makes.
+    """
+    k, n = tl.arange(0, K)[:, None], tl.arange(0, N)[None, :]
+    both = tl.arange(0, 2 * N)[None, :]
+    basis_ptr += row * SIDE + column
+    if FOURS:
+        k = k // 8 * 8 + k % 4 * 2 + k // 4 % 2
+    if TRANSPOSED:
+        return tl.load(basis_ptr + n * SIDE + k), tl.load(basis_ptr + both // N * LOW + both % N * SIDE + k)
+    else:
+        return tl.load(basis_ptr + k * SIDE + n), tl.load(basis_ptr + both // N * LOW + k * SIDE + both % N)
 
 
 @triton.jit
@@ -113,7 +120,7 @@ def _chunk(chunk, TILE: tl.constexpr):
 
 @triton.jit
 def _mirrored(a, b, v, u, TILE: tl.constexpr):
-    """Which slots (V, U) hold one frequency and its mirror along the height, and which along the width.
+    """As 1 or 0, which slots (V, U) hold one frequency and its mirror along the height, and which along the width.
 
     A side has at most one slot of two frequencies, the first; the odd class of an even M has none. A whole map has
     REALS of them, in the place of the width's.
@@ -122,18 +129,25 @@ def _mirrored(a, b, v, u, TILE: tl.constexpr):
     u = u + tl.arange(0, TILE.BLOCK_U)[None, :]
     if TILE.BLOCK_H > 1:
         own_h, own_w = 1 - a * (1 - TILE.HEIGHT // 2 % 2), 1 - b * (1 - TILE.WIDTH // 2 % 2)
-        return (v >= 0) & (u >= own_h), (v >= own_w) & (u >= 0)
+        return (u >= own_h).to(tl.float32), (v >= own_w).to(tl.float32)
     else:
-        return (v < 0) & (u < 0), (v >= 0) & (u >= TILE.REALS)
+        return (u < 0).to(tl.float32), (u >= TILE.REALS).to(tl.float32)
 
 
 @triton.jit
-def _dot(x, y, total=None):  # (M, K), (K, N) -> (M, N)
-    """In the dtype of both; float32 as hi·hi + hi·lo + lo·hi of tf32 halves, exact to about 2⁻²²."""
-    if x.dtype == tl.float64:
-        return tl.dot(x, y, total, input_precision="ieee", out_dtype=tl.float64)
-    else:
-        return tl.dot(x, y, total, input_precision="tf32x3")
+def _dot(x, factor, total):  # (M, K), (K, N) and (K, 2·N), (M, N) -> (M, N)
+    """``total + x @ factor``, as hi·hi + hi·lo + lo·hi of tf32 halves; exact to about 2⁻²¹.
+
+    The low half of x comes last: then the compiler sees that both halves can be made where the tensor cores want x.
+    """
+    factor_high, factor_both = factor
+    M: tl.constexpr = total.shape[0]
+    N: tl.constexpr = total.shape[1]
+    high, low = _triton.split(x)
+    products = tl.reshape(tl.permute(tl.join(total, tl.zeros_like(total)), (0, 2, 1)), (M, 2 * N))
+    products = tl.dot(high, factor_both, products, input_precision="tf32")
+    large, small = tl.split(tl.permute(tl.reshape(products, (M, 2, N)), (0, 2, 1)))
+    return tl.dot(low, factor_high, large + small, input_precision="tf32")
 
 
 @triton.jit
@@ -142,74 +156,110 @@ def _apart(x):  # (M, 2·N) -> twice (M, N): the even and the odd columns
 
 
 @triton.jit
-def _apart_both(x):  # (2·M, 2·N) -> (M, N) of even rows and columns, then odd rows, odd columns, both odd
-    x = tl.permute(tl.reshape(x, (x.shape[0] // 2, 2, x.shape[1] // 2, 2)), (0, 2, 1, 3))
-    even, odd = tl.split(x)
-    cc, cs = tl.split(even)
-    sc, ss = tl.split(odd)
-    return cc, cs, sc, ss
+def _apart_both(x):  # (2·M, 2·N) -> (M, N) of cosines of both, cosines and sines, sines and cosines, sines of both
+    """Rows: eight cosines, eight sines, …, columns: one and one. So all four are in one thread of tensor cores."""
+    x = tl.reshape(x, (x.shape[0] // 16, 2, 8, x.shape[1] // 2, 2))
+    cos, sin = tl.split(tl.permute(x, (0, 2, 3, 4, 1)))
+    cc, sc = tl.split(cos)
+    cs, ss = tl.split(sin)
+    M: tl.constexpr = x.shape[0] * 8
+    return _flat(cc, M), _flat(cs, M), _flat(sc, M), _flat(ss, M)
 
 
 @triton.jit
-def _together_both(cc, cs, sc, ss):  # and back
-    x = tl.join(tl.join(cc, cs), tl.join(sc, ss))
-    return tl.reshape(tl.permute(x, (0, 2, 1, 3)), (2 * cc.shape[0], 2 * cc.shape[1]))
+def _flat(x, M: tl.constexpr):
+    return tl.reshape(x, (M, x.shape[2]))
+
+
+@triton.jit
+def _together_both(cc, cs, sc, ss):  # and back, columns as in ``_together``
+    M: tl.constexpr = cc.shape[0]
+    N: tl.constexpr = cc.shape[1]
+    x = tl.reshape(tl.join(tl.join(cc, sc), tl.join(cs, ss)), (M // 8, 8, N // 4, 4, 2, 2))
+    return tl.reshape(tl.permute(x, (0, 5, 1, 2, 4, 3)), (2 * M, 2 * N))
 
 
 @triton.jit
 def _together(even, odd):  # twice (M, N) -> (M, 2·N)
-    return tl.reshape(tl.join(even, odd), (even.shape[0], 2 * even.shape[1]))
+    """Four even columns, four odd ones, …: in this order a thread of tensor cores has what it takes as a factor."""
+    M: tl.constexpr = even.shape[0]
+    N: tl.constexpr = even.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(tl.join(even, odd), (M, N // 4, 4, 2)), (0, 1, 3, 2)), (M, 2 * N))
 
 
 @triton.jit
-def _coefficients(
-    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr
-):
+def _factor_w(bases, b, v, left, TRANSPOSED: tl.constexpr, TILE: tl.constexpr):
+    """Of the width: from BLOCK_K columns to a chunk's slots or, transposed, from slots to BLOCK_K columns."""
+    if TILE.HELD:
+        return bases[1]
+    else:
+        LOW: tl.constexpr = TILE.FOLD_W * TILE.BLOCK_W * TILE.BLOCK_W
+        K: tl.constexpr = 2 * TILE.BLOCK_V if TRANSPOSED else TILE.BLOCK_K
+        N: tl.constexpr = TILE.BLOCK_K if TRANSPOSED else 2 * TILE.BLOCK_V
+        return _factor(bases[1], b * TILE.BLOCK_W + left, 2 * v, TRANSPOSED, False, TILE.BLOCK_W, LOW, K, N)
+
+
+@triton.jit
+def _factor_h(bases, a, u, top, TRANSPOSED: tl.constexpr, TILE: tl.constexpr):
+    """Of the height: from BLOCK_R rows to a chunk's slots or, transposed, from slots to all rows."""
+    if TILE.HELD:
+        return bases[0]
+    else:
+        LOW: tl.constexpr = TILE.FOLD_H * TILE.BLOCK_H * TILE.BLOCK_H
+        K: tl.constexpr = 2 * TILE.BLOCK_U if TRANSPOSED else TILE.BLOCK_R
+        N: tl.constexpr = TILE.BLOCK_H if TRANSPOSED else 2 * TILE.BLOCK_U
+        return _factor(bases[0], a * TILE.BLOCK_H + top, 2 * u, TRANSPOSED, TRANSPOSED, TILE.BLOCK_H, LOW, K, N)
+
+
+@triton.jit
+def _held(basis_h_ptr, basis_w_ptr, TRANSPOSED: tl.constexpr, TILE: tl.constexpr):
+    """Both factors of a map of one chunk, for as long as a program runs."""
+    W: tl.constexpr = TILE.BLOCK_W
+    H: tl.constexpr = TILE.BLOCK_H
+    w = _factor(basis_w_ptr, 0, 0, TRANSPOSED, TRANSPOSED and H == 1, W, W * W, W, W)
+    if H > 1:
+        return _factor(basis_h_ptr, 0, 0, TRANSPOSED, TRANSPOSED, H, H * H, H, H), w
+    else:
+        return w, w
+
+
+@triton.jit
+def _coefficients(x_ptr, y_ptr, channels, bases, place, X: tl.constexpr, Y: tl.constexpr, TILE: tl.constexpr):
     """Of a tile's chunk at ``place`` (see ``_chunk``): the real coefficients (C·V, U) of its slots, cos·cos, cos·sin,
     sin·cos, sin·sin of height·width.
 
     A whole map has no sines of the height.
     """
-    DTYPE: tl.constexpr = basis_w_ptr.dtype.element_ty
     a, b, v, u = place
     if TILE.BLOCK_H > 1:
-        total = tl.zeros((2 * TILE.BLOCK_C * TILE.BLOCK_V, 2 * TILE.BLOCK_U), DTYPE)
+        total = tl.zeros((2 * TILE.BLOCK_C * TILE.BLOCK_V, 2 * TILE.BLOCK_U), tl.float32)
         for top in range(0, TILE.BLOCK_H, TILE.BLOCK_R):
-            rows = tl.zeros((TILE.BLOCK_R * TILE.BLOCK_C, 2 * TILE.BLOCK_V), DTYPE)
+            rows = tl.zeros((TILE.BLOCK_R * TILE.BLOCK_C, 2 * TILE.BLOCK_V), tl.float32)
             for left in range(0, TILE.BLOCK_W, TILE.BLOCK_K):
-                x = _folded(x_ptr, y_ptr, channels, a, b, top, left, X, Y, DTYPE, TILE)
-                start = b * TILE.BLOCK_W + left
-                basis = _block(basis_w_ptr, start, 2 * v, TILE.BLOCK_W, TILE.BLOCK_K, 2 * TILE.BLOCK_V)
-                rows = _dot(x, basis, rows)
-            start = a * TILE.BLOCK_H + top
-            basis = _block(basis_h_ptr, start, 2 * u, TILE.BLOCK_H, TILE.BLOCK_R, 2 * TILE.BLOCK_U)
-            total = _dot(tl.trans(tl.reshape(rows, (TILE.BLOCK_R, 2 * TILE.BLOCK_C * TILE.BLOCK_V))), basis, total)
+                x = _folded(x_ptr, y_ptr, channels, a, b, top, left, X, Y, TILE)
+                rows = _dot(x, _factor_w(bases, b, v, left, False, TILE), rows)
+            rows = tl.trans(tl.reshape(rows, (TILE.BLOCK_R, 2 * TILE.BLOCK_C * TILE.BLOCK_V)))
+            total = _dot(rows, _factor_h(bases, a, u, top, False, TILE), total)
         return _apart_both(total)
     else:
-        x = _folded(x_ptr, y_ptr, channels, a, b, 0, 0, X, Y, DTYPE, TILE)
-        cos, sin = _apart(_dot(x, _block(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)))
+        x = _folded(x_ptr, y_ptr, channels, a, b, 0, 0, X, Y, TILE)
+        cos, sin = _apart(_dot(x, bases[1], tl.zeros((TILE.BLOCK_C, TILE.BLOCK_W), tl.float32)))
         zero = tl.zeros_like(cos)
         return cos, sin, zero, zero
 
 
 @triton.jit
-def _adjoint(cc, cs, sc, ss, basis_h_ptr, basis_w_ptr, place, left, TILE: tl.constexpr):
+def _adjoint(cc, cs, sc, ss, bases, place, left, TILE: tl.constexpr):
     """``_coefficients`` backwards: from its results' gradients to the folded tile's, columns from ``left`` on."""
     a, b, v, u = place
     if TILE.BLOCK_H > 1:
-        total = _together_both(cc, cs, sc, ss)
-        if TILE.BLOCK_H > 32 and total.dtype == tl.float32:  # transposed, a warp of sm_80 would hold all columns
-            basis = _block(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
-            total = _dot(basis, tl.trans(total))
-        else:
-            basis = _transposed(basis_h_ptr, a * TILE.BLOCK_H, 2 * u, TILE.BLOCK_H, TILE.BLOCK_H, 2 * TILE.BLOCK_U)
-            total = tl.trans(_dot(total, basis))
-        total = tl.reshape(total, (TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V))
-        basis = _transposed(basis_w_ptr, b * TILE.BLOCK_W + left, 2 * v, TILE.BLOCK_W, TILE.BLOCK_O, 2 * TILE.BLOCK_V)
-        return _dot(total, basis)
+        rows = tl.zeros((2 * TILE.BLOCK_C * TILE.BLOCK_V, TILE.BLOCK_H), tl.float32)
+        rows = _dot(_together_both(cc, cs, sc, ss), _factor_h(bases, a, u, 0, True, TILE), rows)
+        rows = tl.reshape(tl.trans(rows), (TILE.BLOCK_H * TILE.BLOCK_C, 2 * TILE.BLOCK_V))
+        total = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, TILE.BLOCK_K), tl.float32)
+        return _dot(rows, _factor_w(bases, b, v, left, True, TILE), total)
     else:
-        basis = _transposed(basis_w_ptr, 0, 0, TILE.BLOCK_W, TILE.BLOCK_W, 2 * TILE.U)
-        return _dot(_together(cc, cs), basis)
+        return _dot(_together(cc, cs), bases[1], tl.zeros((TILE.BLOCK_C, TILE.BLOCK_W), tl.float32))
 
 
 @triton.jit
@@ -225,24 +275,17 @@ def _spectrum(cc, cs, sc, ss, tall, wide):
     first u and sc - i ss for the second (``wide``), or cc - i sc and cs - i ss (``tall``). Where neither has, the four
     numbers are real coefficients of four frequencies: cc, cs, sc, ss are the numbers 0, 1, 2, 3.
     """
-    both = tall & wide
-    re0, im0 = cc - tl.where(both, ss, 0), tl.where(wide, cs, 0) + tl.where(tall, sc, 0)
-    re3, im3 = ss + tl.where(both, cc, 0), tl.where(wide, sc, 0) - tl.where(tall, cs, 0)
+    both = tall * wide
     zero = tl.zeros_like(cc)
-    return re0, im0, cs, zero, sc, zero, re3, im3
+    return cc - both * ss, wide * cs + tall * sc, cs, zero, sc, zero, ss + both * cc, wide * sc - tall * cs
 
 
 @triton.jit
 def _spectrum_adjoint(gradients, tall, wide):
     """``_spectrum`` backwards, from gradients to gradients."""
     re0, im0, cs, _, sc, _, re3, im3 = gradients
-    both = tall & wide
-    return (
-        re0 + tl.where(both, re3, 0),
-        cs + tl.where(wide, im0, 0) - tl.where(tall, im3, 0),
-        sc + tl.where(tall, im0, 0) + tl.where(wide, im3, 0),
-        re3 - tl.where(both, re0, 0),
-    )
+    both = tall * wide
+    return re0 + both * re3, cs + wide * im0 - tall * im3, sc + tall * im0 + wide * im3, re3 - both * re0
 
 
 @triton.jit
@@ -294,16 +337,16 @@ def _slope(re_s, im_s, re_t, im_t, weight, rate, DISTANCE: tl.constexpr):
 
 @triton.jit
 def _spectra(
-    x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, tall, wide,
+    x_ptr, y_ptr, channels, bases, place, tall, wide,
     X: tl.constexpr, Y: tl.constexpr, DISTANCE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One chunk's coefficients of a student's and a teacher's tile; but for "cosine", twice those of the difference."""
     if DISTANCE == "cosine":
-        cc, cs, sc, ss = _coefficients(x_ptr, None, channels, basis_h_ptr, basis_w_ptr, place, X, Y, TILE)
+        cc, cs, sc, ss = _coefficients(x_ptr, None, channels, bases, place, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
-        cc, cs, sc, ss = _coefficients(y_ptr, None, channels, basis_h_ptr, basis_w_ptr, place, Y, Y, TILE)
+        cc, cs, sc, ss = _coefficients(y_ptr, None, channels, bases, place, Y, Y, TILE)
         return s, _spectrum(cc, cs, sc, ss, tall, wide)
     else:
-        cc, cs, sc, ss = _coefficients(x_ptr, y_ptr, channels, basis_h_ptr, basis_w_ptr, place, X, Y, TILE)
+        cc, cs, sc, ss = _coefficients(x_ptr, y_ptr, channels, bases, place, X, Y, TILE)
         s = _spectrum(cc, cs, sc, ss, tall, wide)
         return s, s

@@ -343,6 +343,8 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str)
     fine = 2.0 ** (62 - features[0].numel().bit_length())  # all squares of a sample together stay below 2^62
     wide = features.dtype == torch.float64
     grid, layout, constants = _tiles(features, bins, 1024, 16 if wide else 64)
+    if wide:  # unsaid, ptxas keeps to 128 registers on sm_100 and spills
+        constants["maxnreg"] = 255
     _triton.launch(
         _histogram_kernel, grid, features, plan, peak, mass, *layout, bins, fine,
         K=count, BLOCK_K=triton.next_power_of_2(count), BLOCK_P=BLOCK_P, num_warps=8, num_stages=1 if wide else 2,
