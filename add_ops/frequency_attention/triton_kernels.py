@@ -244,7 +244,7 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
     rows, columns = min(32, height), width if whole else min(32 if light else 16, width)
     block_v, block_u = min(16, shape["V"]), shape["U"] if whole else min(16, shape["U"])
     if whole:
-        block_c = max(64, 2048 // width) if light else max(16, 1024 // width)
+        block_c = max(64 if hopper or not backward else 32, 2048 // width) if light else max(16, 1024 // width)
     else:
         block_c = 128 // rows if light and (small or not (backward or hopper)) else 64 // rows
     if backward and not whole:
@@ -273,6 +273,7 @@ def _configuration(batch: int, channels: int, tables: Plan, distance: str, backw
         "TILE": Tile(**{name: tl.constexpr(value) for name, value in constants.items()}),
         "num_warps": 4 if light and few else 8,
         "num_stages": 2 if light and small and (hopper or not largest) else 1,
+        "maxnreg": None if hopper else 255,  # unsaid, ptxas keeps to 128 in some kernels, and spills
     }
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _dispatch, _triton
-from .._checks import accumulation
+from . import reference
 from .triton_boxes import BLOCK_P, memory_order, near_box
 
 MOST_BINS, MOST_POSITIONS = 2**20, 2**29
@@ -32,7 +32,6 @@ PLAN = tl.constexpr(5)  # numbers per view in a plan, see _bin
 ROUND = tl.constexpr(1.5 * 2.0**52)  # added to a number, it leaves no room for a fraction: half to even
 WINDOW, SLOTS = tl.constexpr(8), tl.constexpr(16)  # bins in a window; windows in a product, for their one-hot rows
 ROOT = tl.constexpr(2.0**7)  # (2^7)² is below the largest float16
-SLICES, SLICE_BITS, DIGITS = tl.constexpr(6), tl.constexpr(11), tl.constexpr(2047)  # 11 bits are exact in float16
 
 
 # --- The plan: the integer rule of ``reference.view_bins``, held in float64, where integers are exact below 2^53.
@@ -108,10 +107,8 @@ def _reach(plan, s0, v0, f0, s1, v1, f1, CHANNELS_FAST: tl.constexpr):
 
 @triton.jit
 def _scale(peak):
-    """``2^-e`` in float64 for the smallest e with ``peak < 2^e``; below float64, at most what float32 can hold."""
-    biased = peak.to(tl.float64).to(tl.int64, bitcast=True) >> 52
-    if peak.dtype != tl.float64:
-        biased = tl.maximum(biased, 1023 - 120)
+    """``2^-e`` in float64 for the smallest e with ``peak < 2^e``; at most what float32 can hold."""
+    biased = tl.maximum(peak.to(tl.float64).to(tl.int64, bitcast=True) >> 52, 1023 - 120)
     return ((2045 - biased) << 52).to(tl.float64, bitcast=True)
 
 
@@ -120,8 +117,8 @@ def _scale(peak):
 # into windows of 8, the windows of all views are numbered, and the rows of the matrix are 2·16 of these. It is made in
 # the layout of the product's accumulator, which is the one of the next product's first factor: a product with the
 # matrix that picks a row's window gives d = bin - window's first, and max(0, 1 - (d - row)²) is 1 or 0. y enters as a
-# pair of float16, y·2^14 = hi + lo: relative error 2^-23, absolute error 2^-39 of the largest square. float64 enters as
-# fixed point, in slices whose sums are exact. The sums leave as integers, in units of ``1 / fine``.
+# pair of float16, y·2^14 = hi + lo: relative error 2^-23, absolute error 2^-39 of the largest square. The sums leave as
+# integers, in units of ``1 / fine``.
 @triton.jit
 def _window(slot, ends, first, last, BLOCK_K: tl.constexpr):
     """View, first bin and number of bins of the windows so numbered, where those of view k end at ``ends[k]``."""
@@ -136,7 +133,7 @@ def _window(slot, ends, first, last, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _add_shares(mass, index, first, high, low, fixed, BLOCK_B: tl.constexpr):
+def _add_shares(mass, index, first, high, low):
     """``mass`` (rows, samples) with the squares of these positions, whose bins are ``index`` (slots, positions)."""
     r = tl.arange(0, SLOTS * WINDOW)[:, None]
     pick = (r // WINDOW == tl.arange(0, SLOTS)[None, :]).to(tl.float16)
@@ -144,13 +141,7 @@ def _add_shares(mass, index, first, high, low, fixed, BLOCK_B: tl.constexpr):
     apart = tl.dot(pick, near).to(tl.float16) - (r % WINDOW).to(tl.float16)
     apart = 1 - apart * apart
     one_hot = tl.maximum(apart, tl.zeros_like(apart))
-    if mass.dtype == tl.int64:
-        for i in tl.static_range(SLICES):
-            digits = ((fixed >> (i * SLICE_BITS)) & DIGITS).to(tl.float16)
-            mass += tl.dot(one_hot, digits).to(tl.int64) << (i * SLICE_BITS)
-    else:
-        mass = tl.dot(one_hot, low, tl.dot(one_hot, high, mass))
-    return mass
+    return tl.dot(one_hot, low, tl.dot(one_hot, high, mass))
 
 
 @triton.jit
@@ -168,8 +159,7 @@ def _add_masses(mass_ptr, mass, view, first, size, b0, B, M, fine, BLOCK_B: tl.c
     halves = _halves(mass)
     for i in tl.static_range(8):
         part = _halves(_halves(halves[i // 4])[i // 2 % 2])[i % 2]
-        if mass.dtype != tl.int64:
-            part = (part * (fine / (ROOT * ROOT))).to(tl.int64)
+        part = (part * (fine / (ROOT * ROOT))).to(tl.int64)
         b = b0 + i * (BLOCK_B // 8) + tl.arange(0, BLOCK_B // 8)
         tl.atomic_add(mass_ptr + at[:, None] + b[None, :], part, (at >= 0)[:, None] & (b < B)[None, :], sem="relaxed")
 
@@ -202,26 +192,22 @@ def _histogram_kernel(
     at = s.to(tl.int64) * x_stride_s + v.to(tl.int64) * x_stride_v + f.to(tl.int64) * x_stride_f
     at = at[:, None] + b.to(tl.int64)[None, :] * x_stride_b
     inside = ((v < V) & (f < F))[:, None] & (b < B)[None, :]
-    scale = _scale(tl.load(peak_ptr + b, b < B, 0))[None, :]
-    WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
-    if not WIDE:
-        scale = scale.to(tl.float32) * ROOT
+    scale = _scale(tl.load(peak_ptr + b, b < B, 0)).to(tl.float32)[None, :] * ROOT
     slot = tl.arange(0, SLOTS)
     while windows > 0:
         view, first, size = _window(slot, ends, bottom, top, BLOCK_K)
         step_s, step_v, step_f, scaled, inverse = _view(plan_ptr + tl.minimum(view, K - 1) * PLAN, CHANNELS_FAST)
         scaled = scaled[:, None] + step_s[:, None] * s + step_v[:, None] * v + step_f[:, None] * f
-        mass = tl.zeros((SLOTS * WINDOW, BLOCK_B), tl.int64 if WIDE else tl.float32)
+        mass = tl.zeros((SLOTS * WINDOW, BLOCK_B), tl.float32)
         for i in range(BOX_S // SLAB):
             left = S - i * SLAB
             x = tl.load(x_ptr + i * (SLAB * x_stride_s.to(tl.int64)) + at, inside & (s < left)[:, None], 0)
-            y = (x if WIDE else x.to(tl.float32)) * scale
+            y = x.to(tl.float32) * scale
             y *= y
-            fixed = (y * fine + 0.5).to(tl.int64) if WIDE else 0
             high = y.to(tl.float16)
-            low = (y - high.to(y.dtype)).to(tl.float16)
+            low = (y - high.to(tl.float32)).to(tl.float16)
             index = _bin(scaled, inverse[:, None])
-            mass = _add_shares(mass, index, first, high, low, fixed, BLOCK_B)
+            mass = _add_shares(mass, index, first, high, low)
             scaled += (step_s * SLAB)[:, None]
         _add_masses(mass_ptr, mass, view, first, size, tl.program_id(1) * BLOCK_B, B, M, fine, BLOCK_B)
         slot += SLOTS
@@ -332,8 +318,11 @@ def _tiles(
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
+    """See ``reference.view_histogram``."""
+    if features.dtype == torch.float64:
+        return reference.view_histogram(features, views, bins, coordinates)
     batch, count = len(features), len(views)
-    attention = features.new_empty((batch, count, bins), dtype=accumulation(features))
+    attention = features.new_empty((batch, count, bins), dtype=torch.float32)
     energy = features.new_empty((batch,), dtype=torch.float64)
     if batch == 0:
         return attention, energy
@@ -341,13 +330,10 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str)
     peak = torch.linalg.vector_norm(features, torch.inf, (1, 2, 3))
     mass = torch.zeros((count, bins, batch), dtype=torch.int64, device=features.device)
     fine = 2.0 ** (62 - features[0].numel().bit_length())  # all squares of a sample together stay below 2^62
-    wide = features.dtype == torch.float64
-    grid, layout, constants = _tiles(features, bins, 1024, 16 if wide else 64)
-    if wide:  # unsaid, ptxas keeps to 128 registers on sm_100 and spills
-        constants["maxnreg"] = 255
+    grid, layout, constants = _tiles(features, bins, 1024, 64)
     _triton.launch(
         _histogram_kernel, grid, features, plan, peak, mass, *layout, bins, fine,
-        K=count, BLOCK_K=triton.next_power_of_2(count), BLOCK_P=BLOCK_P, num_warps=8, num_stages=1 if wide else 2,
+        K=count, BLOCK_K=triton.next_power_of_2(count), BLOCK_P=BLOCK_P, num_warps=8, num_stages=2,
         **constants,
     )  # fmt: skip
     _triton.launch(
@@ -360,6 +346,9 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str)
 def view_histogram_backward(
     grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
 ) -> Tensor:
+    """See ``reference.view_histogram_backward``."""
+    if features.dtype == torch.float64:
+        return reference.view_histogram_backward(grad, features, views, attention, energy, coordinates)
     out = torch.empty_like(features)
     batch, count, bins = attention.shape
     if batch == 0:
