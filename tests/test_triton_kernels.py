@@ -288,6 +288,16 @@ def same_bits(results, others):
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore:Input #0 requires gradient")  # of float32, which is what the kernels take
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck_in_float32(name):
+    primitive, x = primitives((1, 4, 1, 3), device=DEVICE)[name]
+    check = partial(torch.autograd.gradcheck, inputs=x.requires_grad_(), eps=1e-3, rtol=1e-2, atol=5e-4)
+    assert check(primitive)
+    assert not check(lambda x: primitive(x + 0.05 * x.detach()), raise_exception=False)  # off by a twentieth
+
+
+@gpu
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [8, 16, 20, 40], ids=["HW 64", "HW 256", "HW 400", "HW 1600"])
 def test_the_same_bits_ten_times(name, size):
