@@ -26,7 +26,7 @@ train: .venv/train
 	.venv/bin/python training/train.py
 
 test: .venv/test $(OLDEST_TRITON)
-	.venv/bin/python -m pytest -n auto
+	.venv/bin/python -m pytest -n auto --dist worksteal
 
 lint: .venv/lint
 	.venv/bin/ruff check .
