@@ -93,15 +93,18 @@ def _folded(x_ptr, y_ptr, channels, a, b, top, left, X: tl.constexpr, Y: tl.cons
 
 @triton.jit
 def _factor(
-    basis_ptr, row, column, TRANSPOSED: tl.constexpr, FOURS: tl.constexpr, SIDE: tl.constexpr,
-    LOW: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+    basis_ptr, part, pixel, slot, TRANSPOSED: tl.constexpr, FOURS: tl.constexpr,
+    SIDE: tl.constexpr, FOLD: tl.constexpr, PIXELS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """(K, N) of a basis of SIDE columns from ``row`` and ``column`` on, or of its transpose, as ``_dot`` wants it: its
-    high halves, and high and low ones (LOW further on) side by side. With FOURS in the order that ``_together`` makes.
+    """From PIXELS of a side of one class (``part`` of FOLD) to SLOTS of its slots, or transposed, as ``_dot`` wants it:
+    the high halves, and high and low ones side by side. With FOURS in the order that ``_together`` makes.
     """
+    LOW: tl.constexpr = FOLD * SIDE * SIDE  # how much further on the low halves lie
+    K: tl.constexpr = 2 * SLOTS if TRANSPOSED else PIXELS
+    N: tl.constexpr = PIXELS if TRANSPOSED else 2 * SLOTS
     k, n = tl.arange(0, K)[:, None], tl.arange(0, N)[None, :]
     both = tl.arange(0, 2 * N)[None, :]
-    basis_ptr += row * SIDE + column
+    basis_ptr += (part * SIDE + pixel) * SIDE + 2 * slot
     if FOURS:
         k = k // 8 * 8 + k % 4 * 2 + k // 4 % 2
     if TRANSPOSED:
@@ -193,10 +196,7 @@ def _factor_w(bases, b, v, left, TRANSPOSED: tl.constexpr, TILE: tl.constexpr):
     if TILE.HELD:
         return bases[1]
     else:
-        LOW: tl.constexpr = TILE.FOLD_W * TILE.BLOCK_W * TILE.BLOCK_W
-        K: tl.constexpr = 2 * TILE.BLOCK_V if TRANSPOSED else TILE.BLOCK_K
-        N: tl.constexpr = TILE.BLOCK_K if TRANSPOSED else 2 * TILE.BLOCK_V
-        return _factor(bases[1], b * TILE.BLOCK_W + left, 2 * v, TRANSPOSED, False, TILE.BLOCK_W, LOW, K, N)
+        return _factor(bases[1], b, left, v, TRANSPOSED, False, TILE.BLOCK_W, TILE.FOLD_W, TILE.BLOCK_K, TILE.BLOCK_V)
 
 
 @triton.jit
@@ -205,10 +205,8 @@ def _factor_h(bases, a, u, top, TRANSPOSED: tl.constexpr, TILE: tl.constexpr):
     if TILE.HELD:
         return bases[0]
     else:
-        LOW: tl.constexpr = TILE.FOLD_H * TILE.BLOCK_H * TILE.BLOCK_H
-        K: tl.constexpr = 2 * TILE.BLOCK_U if TRANSPOSED else TILE.BLOCK_R
-        N: tl.constexpr = TILE.BLOCK_H if TRANSPOSED else 2 * TILE.BLOCK_U
-        return _factor(bases[0], a * TILE.BLOCK_H + top, 2 * u, TRANSPOSED, TRANSPOSED, TILE.BLOCK_H, LOW, K, N)
+        ROWS: tl.constexpr = TILE.BLOCK_H if TRANSPOSED else TILE.BLOCK_R
+        return _factor(bases[0], a, top, u, TRANSPOSED, TRANSPOSED, TILE.BLOCK_H, TILE.FOLD_H, ROWS, TILE.BLOCK_U)
 
 
 @triton.jit
@@ -216,9 +214,9 @@ def _held(basis_h_ptr, basis_w_ptr, TRANSPOSED: tl.constexpr, TILE: tl.constexpr
     """Both factors of a map of one chunk, for as long as a program runs."""
     W: tl.constexpr = TILE.BLOCK_W
     H: tl.constexpr = TILE.BLOCK_H
-    w = _factor(basis_w_ptr, 0, 0, TRANSPOSED, TRANSPOSED and H == 1, W, W * W, W, W)
+    w = _factor(basis_w_ptr, 0, 0, 0, TRANSPOSED, TRANSPOSED and H == 1, W, 1, W, W // 2)
     if H > 1:
-        return _factor(basis_h_ptr, 0, 0, TRANSPOSED, TRANSPOSED, H, H * H, H, H), w
+        return _factor(basis_h_ptr, 0, 0, 0, TRANSPOSED, TRANSPOSED, H, 1, H, H // 2), w
     else:
         return w, w
 
