@@ -7,8 +7,8 @@ import pytest
 import torch
 from closeness import relative_error
 
-from training.config import Config
-from training.distillers import DISTILLERS, NonLocal
+from training.models.distillers import DISTILLERS, NonLocal
+from training.options import Config
 
 CHANNELS = [3, 4, 5, 6]
 SIDES = [8, 4, 4, 2]

@@ -1,7 +1,6 @@
 """From videos to pairs: miniature trees through prepare.py, as a user runs it, into what training reads."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -17,11 +16,12 @@ import pytest
 import trees
 from PIL import Image
 
-from training import data, faces, inspection, prepare, sources, video
-from training.config import Config
-from training.prepare_options import Options, parse
+from training import prepare
+from training.data import crops, faces, inspection, loader, manifest, sources, video, workers
+from training.files import BrokenFile
+from training.options import Config
+from training.prepare import Options
 
-OUTCOMES = prepare.outcomes
 PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
 
 
@@ -29,11 +29,7 @@ PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
 def _in_this_process(monkeypatch):
     """One process is enough but for the tests that are about processes."""
 
-    def outcomes(videos, options):
-        for item in videos:
-            yield item, prepare._work(item, options)
-
-    monkeypatch.setattr(prepare, "outcomes", outcomes)
+    monkeypatch.setattr(workers, "by_processes", lambda work, items, jobs: ((item, work(item)) for item in items))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +39,7 @@ def ff(tmp_path_factory):
 
 def run(source, out, **options):
     options = Options(source=str(source), out=str(out), **PLAIN | options)
-    return prepare.prepare(options), pandas.read_parquet(options.manifest)
+    return prepare.prepare(options), pandas.read_parquet(manifest.file_of(options.out, *options.part))
 
 
 def copy(tree, tmp_path):
@@ -51,7 +47,7 @@ def copy(tree, tmp_path):
 
 
 def frames_of(path):
-    return [video.pixels_of(frame) for frame in video.read(path)]
+    return [video.pixels_of(frame) for frame, _ in video.read(path)]
 
 
 def same(one, other):
@@ -69,7 +65,7 @@ def test_faceforensics_to_training(ff, tmp_path, capsys):
     assert "c23: 16 files exist" in printed and "c40: 0 files exist, 16 are made here" in printed
     row = table[(table.video_id == "001_000") & (table.compression == "c40")].iloc[2]
     assert (row.label, row.split, row.dataset, row.reference) == (1, "train", "FaceForensics++", "raw")
-    assert row.frame == prepare.evenly(6, 4)[2] and "crf=40 preset=medium pix_fmt=yuv444p threads=1" in row.encoder
+    assert row.frame == crops.evenly(6, 4)[2] and "crf=40 preset=medium pix_fmt=yuv444p threads=1" in row.encoder
     clip = trees.clip_of("train", 1, 1, frames=6)
     raw, compressed = (np.asarray(Image.open(tmp_path / "out" / p)) for p in (row.path_raw, row.path_compressed))
     assert np.array_equal(raw, clip[row.frame]), "the raw crop is the raw frame, bit for bit"
@@ -79,10 +75,10 @@ def test_faceforensics_to_training(ff, tmp_path, capsys):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / given.path_compressed)), frames[row.frame])
     assert given.encoder == "file of the source"
 
-    splits = data.load_splits(Config(manifest=str(tmp_path / "out"), compression="c40", image_size=16))
+    splits = loader.load_splits(Config(manifest=str(tmp_path / "out"), compression="c40", image_size=16))
     assert {name: len(split) for name, split in splits.items()} == {"train": 32, "val": 16, "test": 16}
     train = splits["train"]
-    assert data.PairDataset(train, 16)[0, 3]["raw"].shape == (16, 16, 3)
+    assert loader.PairDataset(train, 16)[0, 3]["raw"].shape == (16, 16, 3)
     for twin in np.unique(train.twins):
         assert sorted(train.labels[train.twins == twin]) == [0, 1], "a fake shares a batch with the real it is made of"
 
@@ -197,23 +193,6 @@ def test_interrupted_and_rerun(ff, tmp_path, end):
         run(ff, tmp_path / "out", frames=5)
 
 
-def _work_or_die(video, options):
-    if video == "deadly":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the stand-in reaches forks only")
-def test_a_video_that_ends_its_process_is_named_and_the_rest_survives(monkeypatch):
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-    monkeypatch.setattr(prepare, "_work", _work_or_die)
-    videos = [*"abc", "deadly", *"defghijk"]
-    found = list(OUTCOMES(videos, Options(source="any", jobs=2)))
-    assert sorted(video for video, _ in found) == sorted(videos), "each once"
-    (failure,) = [(video, reason) for video, reason in found if reason]
-    assert failure[0] == "deadly" and "ended the process" in failure[1]
-
-
 def test_extracted_frames_and_actors(tmp_path):
     (tmp_path / "splits").mkdir()
     for number, split in enumerate(("train", "val", "test")):
@@ -242,18 +221,7 @@ def test_extracted_frames_and_actors(tmp_path):
     assert fake.path.name == "000_001" and [path.name for path in fake.files["raw"]] == ["0000.png", "0001.png"]
     options = Options(source=str(tmp_path), out=str(tmp_path / "out"), manipulations=["Deepfakes"], **PLAIN)
     assert len(prepare.understand(options).videos) == len(found.videos) - 2 == 12
-    assert [row["frame"] for row in prepare.prepare_video(fake, options)] == [0, 1]
-
-
-def test_frames_are_not_converted_without_need(tmp_path):
-    clip = trees.write_video(tmp_path / "0.mp4", trees.clip_of("train", 0, 0, frames=2), crf=23)
-    frame = next(video.read(clip))
-    assert video.encodable(frame, "yuv420p") is frame and video.encodable(frame, "yuv444p") is not frame
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
-    Image.new("RGB", (40, 20)).save(tmp_path / "0.png", exif=exif)
-    (frame,) = video.read((tmp_path / "0.png",))
-    assert (frame.width, frame.height) == (20, 40)
+    assert [row["frame"] for row in crops.pairs_of(fake, options)[0]] == [0, 1]
 
 
 def test_shards_are_read_together(ff, tmp_path):
@@ -262,9 +230,9 @@ def test_shards_are_read_together(ff, tmp_path):
     columns = ["path_compressed", "sha256_raw", "sha256_compressed", "split"]
     merged = pandas.concat(parts)[columns].sort_values(columns, ignore_index=True)
     assert merged.equals(whole[columns].sort_values(columns, ignore_index=True))
-    folder = data.load_splits(Config(manifest=str(tmp_path / "out")))
+    folder = loader.load_splits(Config(manifest=str(tmp_path / "out")))
     files = ",".join(str(path) for path in sorted((tmp_path / "out").glob("manifest-*.parquet")))
-    listed = data.load_splits(Config(manifest=files))
+    listed = loader.load_splits(Config(manifest=files))
     assert sorted(folder["train"].raw) == sorted(listed["train"].raw) and len(folder["train"]) == 32
 
 
@@ -283,7 +251,7 @@ def test_check_finds_tampered_and_shifted_crops(ff, tmp_path, capsys):
     assert inspection.misaligned(raw, np.roll(image, -2, axis=0))
     (tmp_path / row.path_raw).unlink()
     assert inspection.check(tmp_path) == 1 and "cannot be read" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no manifest"):
+    with pytest.raises(ValueError, match="manifest: no file"):
         inspection.check(tmp_path / "nowhere")
 
 
@@ -328,7 +296,7 @@ def test_deepfakebench(tmp_path):
                     frames.append(str(path).replace("/", "\\"))
                 entry = {"label": name, "frames": frames}
                 inner = content.setdefault(name, {}).setdefault(split, {}).setdefault(level, {})
-                inner[f"{number:03d}" + "_900" * label] = entry
+                inner[f"{number:03d}" + f"_{900 + number}" * label] = entry
     path = tmp_path / "dataset_json" / "FaceForensics++.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"FaceForensics++": content}))
@@ -350,7 +318,7 @@ def test_cascade_finds_the_astronaut(tmp_path):
     trees.write_video(tmp_path / "0.mp4", clip := trees.face_clip(frames=4), crf=10)
     item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0")
     options = Options(source=str(tmp_path), out=str(tmp_path / "out"), frames=4, crfs=[30])
-    rows = prepare.prepare_video(item, options)
+    rows, _ = crops.pairs_of(item, options)
     for number, row in enumerate(rows):
         side, centre = row["right"] - row["left"], (row["right"] + row["left"]) / 2
         assert 70 < side < 110 and side == row["bottom"] - row["top"]
@@ -360,18 +328,18 @@ def test_cascade_finds_the_astronaut(tmp_path):
         np.asarray(Image.open(tmp_path / "out" / rows[1][name])) for name in ("path_raw", "path_compressed")
     ))  # fmt: skip
     trees.write_video(tmp_path / "0.mp4", 0 * clip, crf=10)
-    with pytest.raises(video.BrokenVideo, match="no face found in any of 4 frames"):
-        prepare.prepare_video(item, options)
+    with pytest.raises(BrokenFile, match="no face found in any of 4 frames"):
+        crops.pairs_of(item, options)
 
 
 def test_boxes_from_a_file(tmp_path):
     trees.write_video(tmp_path / "0.mp4", trees.face_clip(frames=4), crf=10)
     table = "video,frame,left,top,right,bottom\n0.mp4,0,10,20,30,40\n0.mp4,3,40,20,60,40\n"
     (tmp_path / "boxes.csv").write_text(table)
-    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0")
+    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0", root=tmp_path)
     options = {"source": str(tmp_path), "out": str(tmp_path / "out"), "frames": 4, "crfs": [30], "smoothing": 0}
     options |= {"detector": "file", "detector_file": str(tmp_path / "boxes.csv"), "margin": 1.5}
-    rows = prepare.prepare_video(item, Options(**options))
+    rows, _ = crops.pairs_of(item, Options(**options))
     assert [(r["left"], r["top"], r["right"], r["bottom"]) for r in rows] == [
         (5 + 10 * i, 15, 35 + 10 * i, 45) for i in range(4)
     ]
@@ -392,14 +360,14 @@ def test_one_face_is_followed():
 
 
 def test_frames_are_evenly_spaced():
-    assert prepare.evenly(10, 5) == [1, 3, 5, 7, 9] and prepare.evenly(3, 64) == [0, 1, 2]
-    assert prepare.evenly(300, 2) == [75, 225]
+    assert crops.evenly(10, 5) == [1, 3, 5, 7, 9] and crops.evenly(3, 64) == [0, 1, 2]
+    assert crops.evenly(300, 2) == [75, 225]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["/data", "frame=3"], "unknown key 'frame'; did you mean 'frames'"),
+        (["/data", "frame=3"], "unknown key 'frame' in the command line; did you mean 'frames'"),
         (["/data", "frames=0"], "frames: expected at least 1, got 0"),
         (["/data", "frames=two"], "frames"),
         (["/data", "crfs=[23, 60]"], "crfs: expected different numbers in 0…51"),
@@ -408,22 +376,56 @@ def test_frames_are_evenly_spaced():
         (["/data", "detector=yunet"], "detector_file: goes with"),
         (["/nowhere"], "no folder or file '/nowhere'"),
         ([], "source: expected the folder"),
-        (["--check", "out=/nowhere"], "no manifest in '/nowhere'"),
+        (["--check", "out=/nowhere"], "manifest: no file '/nowhere'"),
     ],
 )
 def test_bad_words_are_named(words, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        prepare.main(words)
+    status = prepare.main(words)
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and message in error
+    assert status == 2 and error.startswith("error: ") and message in error
 
 
-def test_help_explains_every_option(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    for key in Options.__dataclass_fields__:
-        explanation = text.partition(f" --{key} ")[2].partition(" ")[2]
-        assert explanation and not explanation.startswith("(type"), key
-    assert parse(["/d", "frames=3", "--crfs", "[10]", "--shard", "2/3"]).part == (2, 3)
+def test_status_says_which_shards_are_whole_and_readers_refuse_the_others(ff, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(ff, out, shard="1/3")
+    run(ff, out, shard="3/3")
+    capsys.readouterr()
+    assert prepare.main(["--status", f"out={out}"]) == 1
+    said = capsys.readouterr().out
+    assert "1/3: 6 of 6 videos" in said and "2/3: not started" in said and "3/3: 5 of 5 videos" in said
+    with pytest.raises(ValueError, match=r"is not complete: shard 2/3 has not started"):
+        loader.load_splits(Config(manifest=str(out)))
+    manifest.write_shard(out, 2, 3, 5, 1, {}, False)
+    assert prepare.main(["--check", f"out={out}"]) == 2
+    assert "2/3 has not ended" in capsys.readouterr().err
+    run(ff, out, shard="2/3")
+    assert prepare.main(["--status", f"out={out}"]) == 0 and len(loader.load_splits(Config(manifest=str(out)))) == 3
+
+
+def test_a_table_of_ones_own_goes_all_the_way(ff, tmp_path, capsys):
+    rows = ["Path;Label;Split;Manipulation;Video_ID"]
+    for split, numbers in (("train", "01"), ("val", "4"), ("test", "6")):
+        for number in numbers:
+            partner = int(number) ^ 1
+            real, fake = f"00{number}", f"00{number}_00{partner}"
+            rows.append(f"ff/original_sequences/youtube/raw/videos/{real}.mp4;real;{split};real;{real}")
+            rows.append(f"ff/manipulated_sequences/NeuralTextures/raw/videos/{fake}.mp4;FAKE;{split};NT;{fake}")
+    (tmp_path / "ff").symlink_to(ff)
+    (tmp_path / "mine.csv").write_text("\n".join(rows), encoding="cp1252")
+    status, table = run(tmp_path / "mine.csv", tmp_path / "out")
+    assert status == 0 and len(table) == 8 * 4 and set(table.manipulation) == {"real", "NT"}
+    assert table.groupby("split").label.apply(list).map(set).eq({0, 1}).all()
+    assert {name: len(split) for name, split in loader.load_splits(Config(manifest=str(tmp_path / "out"))).items()} == {
+        "train": 16, "val": 8, "test": 8,
+    }  # fmt: skip
+
+
+def test_names_that_cannot_be_written_are_listed_as_failed_and_the_rest_is_prepared(ff, tmp_path, capsys):
+    for label, kind in enumerate(("real", "fake")):
+        for number in range(3):
+            trees.write_video(tmp_path / "in" / kind / f"{number}.mp4", trees.clip_of("train", number, label), crf=20)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/in/real/caf\xe9.mp4")
+    shutil.copy(tmp_path / "in/real/0.mp4", odd)
+    status, table = run(tmp_path / "in", tmp_path / "out")
+    assert status == 1 and table.video_id.nunique() == 3
+    assert "caf\\xe9.mp4: its name is no UTF-8" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Miniature FaceForensics++ and Celeb-DF v2 trees: real mp4 files, forged from the embedded photographs."""
+"""Miniature FaceForensics++, Celeb-DF v2 and DFDC trees: real mp4 files, forged from the embedded photographs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-from training import synthetic
+from training.data import embedded
 
 PAIRS = {"train": 2, "val": 1, "test": 1}
 
@@ -31,6 +32,22 @@ def write_video(path: Path, clip: np.ndarray, *, crf: int | None = None, pix_fmt
     return path
 
 
+def write_frames(folder: Path, clip: np.ndarray, ending: str = ".png") -> Path:
+    """Write the frames of a clip ``(T, H, W, 3)`` uint8 as ``000.png`` and so on, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(clip):
+        Image.fromarray(pixels).save(folder / f"{number:03d}{ending}")
+    return folder
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Make empty files of these names, for what is never opened, and return the root."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
 def clip_of(split: str, source: int, fake: int, *, size: int = 96, frames: int = 8) -> np.ndarray:
     """``(frames, size, size, 3)`` uint8: a moving crop of a photograph of the split; the same crop forged for a fake.
 
@@ -38,22 +55,22 @@ def clip_of(split: str, source: int, fake: int, *, size: int = 96, frames: int =
         source: number of the real clip.
         fake: 0 for the real clip, else the number of the forgery made from it.
     """
-    spec = synthetic.EmbeddedSpec(size=size, clip_length=frames)
-    names = synthetic.PHOTOGRAPHS[split]
-    rng = np.random.default_rng([synthetic.SPLITS.index(split), source])
-    photograph = synthetic.load_photograph(names[source % len(names)])
-    real = synthetic.render_clip(photograph, False, spec, rng)
+    spec = embedded.EmbeddedSpec(size=size, clip_length=frames)
+    names = embedded.PHOTOGRAPHS[split]
+    rng = np.random.default_rng([embedded.SPLITS.index(split), source])
+    photograph = embedded.load_photograph(names[source % len(names)])
+    real = embedded.render_clip(photograph, False, spec, rng)
     if not fake:
         return real
     # The window pans over one canvas, so the forgery of a frame is blended at a fixed place of the frame instead.
-    forgery = np.random.default_rng([synthetic.SPLITS.index(split), source, fake]).integers(1 << 31)
-    forged = [synthetic.forge(frame.astype(np.float32), spec, np.random.default_rng(forgery)) for frame in real]
+    forgery = np.random.default_rng([embedded.SPLITS.index(split), source, fake]).integers(1 << 31)
+    forged = [embedded.forge(frame.astype(np.float32), spec, np.random.default_rng(forgery)) for frame in real]
     return np.clip(np.round(forged), 0, 255).astype(np.uint8)
 
 
 def face_clip(side: int = 192, frames: int = 8) -> np.ndarray:
     """``(frames, side, side, 3)`` uint8: the astronaut's face, about 0.4 of the side, drifting 2 pixels a frame."""
-    astronaut = np.asarray(synthetic.load_photograph("skimage/data/astronaut.png").resize((2 * side, 2 * side)))
+    astronaut = np.asarray(embedded.load_photograph("skimage/data/astronaut.png").resize((2 * side, 2 * side)))
     return np.stack([astronaut[:side, side // 2 + 2 * i : side // 2 + 2 * i + side] for i in range(frames)])
 
 
@@ -116,4 +133,26 @@ def celeb_df(root: Path, *, identities: int = 6, size: int = 96, frames: int = 8
         clip = clip_of("val", i, 0, size=size, frames=frames)
         write_video(root / f"YouTube-real/{i:05d}.mp4", clip, crf=20)
     (root / "List_of_testing_videos.txt").write_text("\n".join([*testing, "1 YouTube-real/00002.mp4", ""]))
+    return root
+
+
+def dfdc(root: Path, *, parts: int = 2, originals: int = 3, size: int = 96, frames: int = 8) -> Path:
+    """Write DFDC folders with ``metadata.json`` and return their root; each original has one fake, all is train.
+
+    Args:
+        parts: folders.
+        originals: in each.
+        size: side of a frame in pixels.
+        frames: per video.
+    """
+    for part in range(parts):
+        folder, listed = root / f"dfdc_train_part_{part}", {}
+        for i in range(originals):
+            real, fake = f"real{part}{i}.mp4", f"fake{part}{i}.mp4"
+            for name, forgery in ((real, 0), (fake, 1)):
+                clip = clip_of("train", part * originals + i, forgery, size=size, frames=frames)
+                write_video(folder / name, clip, crf=20)
+            listed[real] = {"label": "REAL", "split": "train"}
+            listed[fake] = {"label": "FAKE", "split": "train", "original": real}
+        (folder / "metadata.json").write_text(json.dumps(listed))
     return root

@@ -1,166 +1,115 @@
 """Evaluate trained models on sets they may never have seen: one row per (set, manipulation, compression).
 
-    python training/evaluate.py --checkpoint runs/embedded                          a run, on the set it was trained on
-    python training/evaluate.py --checkpoint runs/c23 runs/c40 --manifest pairs/ffpp pairs/celebdf
-    python training/evaluate.py --checkpoint xception_best.pth --model legacy_xception --manifest ffpp.csv
+    python training/evaluate.py runs/embedded                          a run, on the set it was trained on
+    python training/evaluate.py runs/c23 runs/c40 --manifest pairs/ffpp pairs/celebdf
+    python training/evaluate.py xception_best.pth --model legacy_xception --manifest ffpp.csv --fake_class 0
 
 The row of a manipulation is its fakes against the reals of the same set and compression; the row "all" is every fake
 against them. Everything is said about frames and about videos; a video's score is the mean over its frames, and a
 video is (dataset, manipulation, video id), for the same id exists once per manipulation. Written to --out:
-results.json, results.csv, compression-gap.png, cross-compression.png (and -dark).
+results.json and results.csv, as the rows come; then compression-gap.png, cross-compression.png (and -dark). Exit
+status: 0 all well, 1 some frames could not be read and were listed, 2 wrong usage or data, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
+if not __package__:  # run as a script, from wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas
 import torch
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-if not __package__:  # run as a script, from wherever
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from training import figures, metrics, report, synthetic
-from training.config import Config
-from training.data import MANIFEST_COLUMNS, embedded_spec, pixels, read_table
-from training.models import Detector, Trained, find_trained
+from training.data.loader import Frames, Stills, embedded_spec, read_embedded, read_manifest
+from training.files import shown, write_text
+from training.models.checkpoints import Foreign, Trained, find_trained
+from training.models.detector import Detector
+from training.options import POSITIONAL, run
+from training.report import figures, metrics, page
 
 ALL = "all"
-RAW = "raw"
-IDENTITY = ["dataset", "manipulation", "video_id"]
 LEVELS = ("frame", "video")
 
-# ---------------------------------------------------------------------------------------------------------------- sets
 
+@dataclass(kw_only=True)
+class Options(Foreign):
+    """Evaluate trained models on sets they may never have seen: one row per (set, manipulation, compression)."""
 
-@dataclass
-class Frames(Dataset):
-    """Frames of one quality.
+    checkpoint: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """A run (every model of it), the folder of one model, or a file of weights; several; may come first, bare."""
+    manifest: list[str] = field(default_factory=list)
+    """Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: the set
+    each run was trained on."""
+    split: str = "test"
+    """Split to evaluate."""
+    gallery: int = 0
+    """Training frames that recall@1 searches; 0: all."""
+    bootstrap: int = 1000
+    """Resamples (of videos) behind the 95 % intervals."""
+    seed: int = 0
+    """Seed of the gallery's draw."""
+    batch_size: int = 128
+    """Images per batch."""
+    workers: int = 0
+    """Processes that load images; 0: the main process."""
+    out: str = "runs/evaluation"
+    """Folder of the results; earlier ones are replaced."""
 
-    Attributes:
-        images: arrays ``(N, H, W, 3)`` uint8, or N paths.
-        table: for each frame its label, dataset, manipulation, ``video`` (number of its identity) and ``group`` (what
-            the bootstrap draws).
-        size: side in pixels to which a frame is resized.
-    """
-
-    images: np.ndarray | list[Path]
-    table: pandas.DataFrame
-    size: int
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(load_image(self.images[index], self.size))
-
-    def take(self, chosen: np.ndarray) -> Frames:
-        """Some of the frames, by position."""
-        images = [self.images[i] for i in chosen] if isinstance(self.images, list) else self.images[chosen]
-        return Frames(images, self.table.iloc[chosen].reset_index(drop=True), self.size)
-
-
-def load_image(source: np.ndarray | Path, size: int) -> np.ndarray:
-    """``(size, size, 3)`` uint8 RGB, resized as in training, from a file or an array ``(H, W, 3)``."""
-    try:
-        image = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source).convert("RGB")
-    except OSError as error:
-        raise OSError(f"cannot read the image {source}: {error}") from error
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(image)
-
-
-def read_manifest(path: str, size: int) -> dict[str, dict[str, Frames]]:
-    """The frames of a table of pairs: ``{split: {quality: frames}}``.
-
-    The first quality is called as the column ``reference`` says, else ``raw``; then comes each compression.
-
-    Args:
-        path: as :func:`training.data.read_table` takes it.
-
-    Raises:
-        ValueError: no such file, missing columns, labels other than 0 and 1, or a video in more than one split.
-    """
-    table = read_table(path)
-    if missing := [column for column in MANIFEST_COLUMNS if column not in table]:
-        raise ValueError(f"manifest {path}: expected the columns {list(MANIFEST_COLUMNS)}, missing {missing}")
-    if not table["label"].isin([0, 1]).all():
-        raise ValueError(f"manifest {path}: expected labels 0 and 1, got {sorted(set(table['label'].tolist()))}")
-    fallback = {
-        "dataset": Path(path).stem,
-        "manipulation": np.where(table["label"] == 1, "fake", "real"),
-        "video_id": table["path_raw"],
-        "compression": "compressed",
-        "reference": RAW,
-    }
-    table = table.assign(**{name: value for name, value in fallback.items() if name not in table})
-    table = table.astype(dict.fromkeys([*IDENTITY, "compression", "reference"], str))
-    table["video"] = table["group"] = table.groupby(IDENTITY, sort=False).ngroup()
-    crossing = table.groupby("video")["split"].nunique().pipe(lambda count: count.index[count > 1])
-    if len(crossing):
-        names = table[table["video"].isin(crossing[:3])][IDENTITY].drop_duplicates().agg("/".join, axis=1)
-        raise ValueError(f"manifest {path}: videos in more than one split: {', '.join(names)}")
-
-    def frames(rows: pandas.DataFrame, column: str) -> Frames:
-        return Frames([Path(name) for name in rows[column]], rows.reset_index(drop=True), size)
-
-    return {
-        split: {
-            reference: frames(part, "path_raw")
-            for reference, part in rows.drop_duplicates("path_raw").groupby("reference")
-        }
-        | {quality: frames(part, "path_compressed") for quality, part in rows.groupby("compression")}
-        for split, rows in table.groupby("split")
-    }
-
-
-def embedded(config: Config, size: int) -> dict[str, dict[str, Frames]]:
-    """The embedded set of a run, in the form of :func:`read_manifest`; the bootstrap draws real and forged twins."""
-    splits: dict[str, dict[str, Frames]] = {}
-    with np.load(synthetic.build(spec := embedded_spec(config), config.cache)) as arrays:
-        for split in synthetic.SPLITS:
-            label, source = arrays[f"{split}_label"], arrays[f"{split}_source"]
-            table = pandas.DataFrame({"label": label, "dataset": "embedded", "group": source})
-            table["manipulation"] = np.where(label == 1, "forged", "real")
-            table["video"] = 2 * source + label
-            qualities = [RAW, *(f"c{crf}" for crf in spec.crfs)]
-            splits[split] = {name: Frames(arrays[f"{split}_{name}"], table, size) for name in qualities}
-    return splits
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("gallery", 0), ("bootstrap", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not self.checkpoint:
+            raise ValueError("checkpoint: expected a run, the folder of a model or a file of weights; --help explains")
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
-@torch.inference_mode()
-def score(model: Detector, batches: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """What a model says about images.
+@dataclass
+class Scored:
+    """What a model said about frames.
 
-    Args:
-        batches: images ``(B, size, size, 3)`` uint8.
-
-    Returns:
-        The probability of fake ``(N,)`` float64 and the penultimate features ``(N, D)`` float32.
+    Attributes:
+        scores: ``(N,)`` float64, the probability of fake.
+        features: ``(N, D)`` float32, penultimate.
+        table: a row per frame that could be read.
+        unread: why the others could not.
     """
-    device = next(model.parameters()).device
-    scores, embeddings = [], []
-    for batch in batches:
-        _, penultimate, logits = model(pixels(batch, device))
+
+    scores: np.ndarray
+    features: np.ndarray
+    table: pandas.DataFrame
+    unread: list[str]
+
+
+@torch.inference_mode()
+def score(model: Detector, frames: Stills, options: Options, what: str) -> Scored:
+    """What a model says about frames; ``what`` names them on the progress bar."""
+    scores, features, reasons = [], [], []
+    loader = DataLoader(frames, options.batch_size, num_workers=options.workers)
+    for images, broken in tqdm(loader, desc=what, leave=False, disable=not sys.stderr.isatty()):
+        _, penultimate, logits = model(model.pixels(images))
         scores.append(logits.double().softmax(1)[:, 1].cpu())
-        embeddings.append(penultimate.float().cpu())
-    return torch.cat(scores).numpy(), torch.cat(embeddings).numpy()
+        features.append(penultimate.float().cpu())
+        reasons += broken
+    read = np.array([not reason for reason in reasons])
+    if not read.any():
+        raise ValueError(f"none of the {len(frames)} frames of {what} can be read; the first: {reasons[0]}")
+    found, table = (torch.cat(part).numpy()[read] for part in (scores, features)), frames.table[read]
+    return Scored(*found, table.reset_index(drop=True), [reason for reason in reasons if reason])
 
 
 def by_video(scores: np.ndarray, table: pandas.DataFrame) -> metrics.Outcome:
@@ -183,44 +132,46 @@ def cells(table: pandas.DataFrame) -> Iterable[tuple[str, str, np.ndarray]]:
             yield dataset, manipulation, (here & (~fake | (table["manipulation"] == manipulation))).to_numpy()
 
 
-def evaluate(model: Detector, splits: dict[str, dict[str, Frames]], options: Namespace, notes: list[str]) -> list[dict]:
-    """The rows of one model on one set; what could not be computed is added to ``notes``."""
-    rows = []
-    for quality, frames in splits[options.split].items():
-        scores, embeddings = score(model, _batches(frames, options, quality))
+def evaluate(
+    model: Detector, splits: dict[str, Frames], size: int, options: Options, said: dict[str, list[str]]
+) -> Iterator[list[dict]]:
+    """The rows of one model on one set, quality by quality.
+
+    Args:
+        said: what could not be computed is added to its ``notes``, frames that could not be read to its ``unread``.
+    """
+    for quality in splits[options.split].qualities:
+        found = score(model, splits[options.split].of(quality, size), options, quality)
+        said["unread"] += found.unread
         hits = None
-        gallery = splits.get("train", {}).get(quality)
-        if gallery is not None and options.split != "train":
+        if options.split != "train" and "train" in splits and quality in splits["train"].qualities:
+            gallery = splits["train"].of(quality, size)
             if 0 < options.gallery < len(gallery):
                 drawn = np.random.default_rng(options.seed).choice(len(gallery), options.gallery, replace=False)
                 gallery = gallery.take(np.sort(drawn))
-            known = score(model, _batches(gallery, options, f"gallery {quality}"))[1]
-            labels, known_labels = frames.table["label"].to_numpy(), gallery.table["label"].to_numpy()
-            hits = metrics.nearest_neighbour_hits(embeddings, labels, known, known_labels)
+            known = score(model, gallery, options, f"gallery {quality}")
+            said["unread"] += known.unread
+            labels, known_labels = (scored.table["label"].to_numpy() for scored in (found, known))
+            hits = metrics.nearest_neighbour_hits(found.features, labels, known.features, known_labels)
         else:
-            notes.append(f"{frames.table['dataset'].iloc[0]}, {quality}: no train split as gallery, no recall@1")
-        for dataset, manipulation, chosen in cells(frames.table):
-            part, found = frames.table[chosen], None if hits is None else hits[chosen]
+            said["notes"].append(f"{found.table['dataset'].iloc[0]}, {quality}: no train split as gallery, no recall@1")
+        rows = []
+        for dataset, manipulation, chosen in cells(found.table):
+            part, found_hits = found.table[chosen], None if hits is None else hits[chosen]
             columns = (part[column].to_numpy() for column in ("label", "group"))
             outcomes = {
-                "frame": metrics.Outcome(scores[chosen], *columns, hits=found),
-                "video": by_video(scores[chosen], part),
+                "frame": metrics.Outcome(found.scores[chosen], *columns, hits=found_hits),
+                "video": by_video(found.scores[chosen], part),
             }
             fakes, count = int(part["label"].sum()), len(part)
             if fakes in (0, count):
                 kind = "fakes" if fakes else "reals"
-                notes.append(
-                    f"{dataset}, {manipulation}, {quality}: {kind} only, so AUC, AP and EER are undefined there"
-                )
+                where = f"{dataset}, {manipulation}, {quality}"
+                said["notes"].append(f"{where}: {kind} only, so AUC, AP and EER are undefined there")
             counts = {"reals": count - fakes, "fakes": fakes, "videos": part["video"].nunique()}
             where = {"dataset": dataset, "manipulation": manipulation, "compression": quality}
             rows.append(where | counts | metrics.summary(outcomes, options.bootstrap))
-    return rows
-
-
-def _batches(frames: Frames, options: Namespace, what: str) -> Iterable[Tensor]:
-    loader = DataLoader(frames, options.batch_size, num_workers=options.workers)
-    return tqdm(loader, desc=what, leave=False, disable=not sys.stderr.isatty())
+        yield rows
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -230,7 +181,7 @@ def names(models: Sequence[Trained]) -> list[str]:
     """What to call each model: its title, with as much added as tells it from the others."""
 
     def shown(model: Trained, detail: int) -> str:
-        title = "teacher" if model.role == "teacher" else report.title(model.role) if model.config else model.role
+        title = "teacher" if model.role == "teacher" else page.title(model.role) if model.config else model.role
         run = model.config.name if model.config else str(model.path.parent)
         return ", ".join([title, f"trained on {model.trained_on}", run, str(model.path)][: detail + 1])
 
@@ -257,102 +208,83 @@ def text_table(rows: Sequence[dict]) -> str:
     """The results for a terminal: AUC of frames and of videos with their intervals, accuracy, equal error rate."""
 
     def span(cell: dict[str, float]) -> str:
-        return f"{report.number(cell['value'])} [{report.number(cell['low'])}, {report.number(cell['high'])}]"
+        return f"{page.number(cell['value'])} [{page.number(cell['low'])}, {page.number(cell['high'])}]"
 
     lines = [["model", "set", "manipulation", "quality", "videos", "AUC (frames)", "AUC (videos)", "accuracy", "EER"]]
     for row in rows:
         frame, video = row["frame"], row["video"]
         where = [row[key] for key in ("model", "dataset", "manipulation", "compression")]
-        rates = [report.number(frame[metric]["value"]) for metric in ("accuracy", "eer")]
+        rates = [page.number(frame[metric]["value"]) for metric in ("accuracy", "eer")]
         lines.append([*where, str(row["videos"]), span(frame["auc"]), span(video["auc"]), *rates])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def write(rows: list[dict], notes: list[str], options: Namespace) -> None:
-    """results.json, results.csv and the two pictures."""
+def write(rows: list[dict], said: dict[str, list[str]], options: Options) -> None:
+    """results.json and results.csv, whole each time."""
     folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(options, key) for key in ("checkpoint", "manifest", "split", "gallery", "bootstrap")}
-    results = {"settings": settings, "notes": notes, "rows": [report._without_nan(row) for row in rows]}
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    flat(rows).to_csv(folder / "results.csv", index=False)
+    results = {"settings": settings, **said, "rows": [page.without_nan(row) for row in rows]}
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+    write_text(folder / "results.csv", flat(rows).to_csv(index=False, lineterminator="\n") if rows else "")
+
+
+def draw(rows: list[dict], folder: Path) -> None:
+    """The two pictures, light and dark."""
     shades = list(dict.fromkeys(row["model"] for row in rows))
     drawings = {
         "compression-gap": lambda theme: figures.compression_gap(theme, rows),
         "cross-compression": lambda theme: figures.cross_compression(theme, rows),
     }
-    for name, draw in drawings.items():
-        for theme, png in figures.render(draw, shades).items():
+    for name, drawing in drawings.items():
+        for theme, png in figures.render(drawing, shades).items():
             (folder / f"{name}{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
 
 
-# -------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------------------------------- command
 
 
-def parser() -> ArgumentParser:
-    result = ArgumentParser(
-        prog="python training/evaluate.py", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
-    add = result.add_argument
-    add("--config", action="config", help="YAML file of these options; later arguments override it.")
-    kinds = "A run (every model of it), the folder of one model, or a file of weights; several."
-    add("--checkpoint", type=str, nargs="+", required=True, help=kinds)
-    tables = "Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: "
-    add("--manifest", type=str, nargs="+", default=[], help=f"{tables}the set each run was trained on.")
-    add("--model", type=str | None, default=None, help="timm model of files that come from elsewhere.")
-    add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
-    add("--split", type=str, default="test", help="Split to evaluate.")
-    add("--gallery", type=NonNegativeInt, default=0, help="Training frames that recall@1 searches; 0: all.")
-    add("--bootstrap", type=PositiveInt, default=1000, help="Resamples (of videos) behind the 95 % intervals.")
-    add("--seed", type=int, default=0, help="Seed of the gallery's draw.")
-    add("--batch_size", type=PositiveInt, default=128, help="Images per batch.")
-    add("--workers", type=NonNegativeInt, default=0, help="Processes that load images; 0: the main process.")
-    add("--out", type=str, default="runs/evaluation", help="Folder of the results; earlier ones are replaced.")
-    return result
-
-
-def run(options: Namespace) -> tuple[list[dict], list[str]]:
-    """Everything the command does; returns the rows and what is to be said about them."""
-    models = [model for path in options.checkpoint for model in find_trained(path, options.model)]
+def work(options: Options) -> int:
+    models = [model for path in options.checkpoint for model in find_trained(path, options)]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    rows, notes = [], []
-    sets: dict[object, dict[str, dict[str, Frames]]] = {}
+    rows: list[dict] = []
+    said: dict[str, list[str]] = {"notes": [], "unread": []}
+    write(rows, said, options)  # a folder that cannot be written is found before the work
+    sets: dict[object, dict[str, Frames]] = {}
     for name, trained in zip(names(models), models, strict=True):
         config = trained.config
-        size = trained.image_size(options.image_size)
         manifests = options.manifest or [config and config.manifest]
         if config is None and not options.manifest:
             raise ValueError(f"checkpoint {trained.path}: from elsewhere; a set is needed: --manifest")
         model = trained.load(device)
-        if model.fit:
-            notes.append(str(model.fit))
+        said["notes"] += trained.assumptions(model)
         if config and not (trained.path.parent / "done.json").exists():
-            notes.append(f"{name}: its training has not ended ({trained.path.parent} has no done.json)")
+            said["notes"].append(f"{name}: its training has not ended ({trained.path.parent} has no done.json)")
         for manifest in manifests:
-            key = (manifest, size) if manifest else (embedded_spec(config), size)
+            key = manifest or embedded_spec(config)
             if key not in sets:
-                sets[key] = read_manifest(manifest, size) if manifest else embedded(config, size)
+                sets[key] = read_manifest(manifest) if manifest else read_embedded(config)
             if options.split not in sets[key]:
                 raise ValueError(f"split: manifest {manifest} has {sorted(sets[key])}, got '{options.split}'")
             about = {"model": name, "role": trained.role, "trained_on": trained.trained_on, "path": str(trained.path)}
             about["manifest"] = manifest or "embedded"
-            rows += [about | row for row in evaluate(model, sets[key], options, notes)]
-    notes = list(dict.fromkeys(notes))
-    write(rows, notes, options)
-    return rows, notes
-
-
-def main(argv: list[str] | None = None) -> None:
-    parse = parser()
-    options = parse.parse_args(argv)
-    try:
-        rows, notes = run(options)
-    except (ValueError, OSError) as error:
-        parse.exit(2, f"error: {error}\n")
+            for found in evaluate(model, sets[key], trained.image_size, options, said):
+                rows += [about | row for row in found]
+                said |= {kind: list(dict.fromkeys(lines)) for kind, lines in said.items()}
+                write(rows, said, options)
+    draw(rows, Path(options.out))
     print(text_table(rows))
-    print(*(f"note: {note}" for note in notes), f"results: {options.out}", sep="\n")
+    print(*(shown(f"note: {note}") for note in said["notes"]), f"results: {options.out}", sep="\n")
+    for reason in said["unread"]:
+        print(f"failed: {reason}", file=sys.stderr)
+    return 1 if said["unread"] else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(
+        work, Options, "evaluate.py", argv, after_interrupt="the rows so far stand in results.json and results.csv"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

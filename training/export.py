@@ -1,30 +1,34 @@
 """Write a trained model as ONNX and as torch.export's .pt2: the student alone, images in, probability of fake out.
 
-    python training/predict.py export --checkpoint runs/embedded/add --out student.onnx student.pt2
+    python training/export.py runs/embedded/add --out student.onnx student.pt2
 
 The graph normalises the pixels itself: it takes face crops as they are decoded, ``images`` (B, S, S, 3) uint8 RGB, and
 gives ``probability`` (B,) float32, that of fake, and ``logits`` (B, 2). The file's metadata says so, with S, the margin
 of the crop and where the model comes from. Each file is read back and run before it gets its name; one that does not
-answer as PyTorch does is not kept.
+answer as PyTorch does is not kept. Exit status: 0 written and checked, 1 a file differed, 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+if not __package__:  # run as a script, from wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from .data import pixels
-from .models import Detector, Trained, find_one_trained
-from .prepare_options import Options
+from training.data.crops import Cropping
+from training.models.checkpoints import Foreign, Trained, find_one_trained
+from training.models.detector import Detector
+from training.options import POSITIONAL, Stopped, run
 
 CLOSE = 1e-4  # relative L2 distance of logits between PyTorch and a file, float32 through a deep network
 BATCHES = (1, 3)  # sizes that a file is tried with
@@ -36,18 +40,19 @@ class Student(nn.Module):
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``images`` (B, S, S, 3) uint8 RGB to the probability of fake (B,) and the logits (B, 2)."""
-        logits = self.backbone(pixels(images, images.device))
+        logits = self.model.backbone(self.model.pixels(images))
         return logits.softmax(1)[:, 1], logits
 
 
-def metadata(trained: Trained, size: int, margin: float) -> dict[str, str]:
+def metadata(trained: Trained, model: Detector, margin: float) -> dict[str, str]:
     """What a file tells about itself."""
+    size, normalised = trained.image_size, f"mean {model.mean}, std {model.std}"
     return {
-        "input": f"images: (batch, {size}, {size}, 3) uint8 RGB; the graph normalises them to mean 0.5, std 0.5",
+        "input": f"images: (batch, {size}, {size}, 3) uint8 RGB; the graph normalises them to {normalised}",
         "output": "probability: (batch,) float32 of fake; logits: (batch, 2), real and fake",
         "crop": f"square face box, {margin} times the face, resized to {size}×{size} (bicubic)",
         "architecture": trained.architecture,
@@ -85,11 +90,11 @@ def _run_pt2(path: Path) -> Callable[[Tensor], np.ndarray]:
 FORMATS = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}
 
 
-class Differs(RuntimeError):
+class Differs(Stopped):
     """A file does not answer as the model it was written from."""
 
 
-def export(trained: Trained, paths: list[Path], size: int, margin: float) -> dict[Path, float]:
+def export(trained: Trained, paths: list[Path], margin: float) -> dict[Path, float]:
     """Write one file per path, its format by the ending; returns the relative L2 distance found for each.
 
     Raises:
@@ -98,12 +103,13 @@ def export(trained: Trained, paths: list[Path], size: int, margin: float) -> dic
     """
     if wrong := [str(path) for path in paths if path.suffix not in FORMATS]:
         raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got {wrong}")
-    model = trained.load("cpu")
+    size, model = trained.image_size, trained.load("cpu")
+    print(*trained.assumptions(model), sep="\n", end="\n" if trained.config is None else "", file=sys.stderr)
     student = Student(model).eval()
     rng = np.random.default_rng(SEED)
     trials = [torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)) for n in BATCHES]
     with torch.no_grad():
-        expected = [model(pixels(images, images.device))[2].numpy() for images in trials]
+        expected = [model(model.pixels(images))[2].numpy() for images in trials]
     batch = torch.export.Dim("batch")
     program = torch.export.export(student, (trials[-1],), dynamic_shapes={"images": {0: batch}})
     distances = {}
@@ -114,7 +120,7 @@ def export(trained: Trained, paths: list[Path], size: int, margin: float) -> dic
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporters about themselves
-                write(program, draft, metadata(trained, size, margin))
+                write(program, draft, metadata(trained, model, margin))
                 answer = run(draft)
             found = [answer(images) for images in trials]
             distance = max(
@@ -129,36 +135,34 @@ def export(trained: Trained, paths: list[Path], size: int, margin: float) -> dic
     return distances
 
 
-def parser() -> ArgumentParser:
-    result = ArgumentParser(
-        prog="python training/predict.py export", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
-    add = result.add_argument
-    add("--checkpoint", type=str, required=True, help="The folder of a model in a run, or a file of weights.")
-    add("--out", type=str, nargs="+", required=True, help="Files to write, ending in .onnx or .pt2.")
-    add("--model", type=str | None, default=None, help="timm model of a file that comes from elsewhere.")
-    add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
-    add(
-        "--margin",
-        type=PositiveFloat,
-        default=Options.margin,
-        help="Crop over face, for the record.",
-    )
-    return result
+@dataclass(kw_only=True)
+class Options(Foreign):
+    """Write a trained model as ONNX and as torch.export's .pt2: face crops in, probability of fake out."""
+
+    checkpoint: str = field(default="", metadata=POSITIONAL)
+    """The folder of a model in a run, or a file of weights; may come first, bare."""
+    out: list[str] = field(default_factory=list)
+    """Files to write, ending in .onnx or .pt2."""
+    margin: float = Cropping.margin
+    """Side of the crop over that of the face, for the record."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("checkpoint: expected the folder of a model or a file of weights first; --help explains")
+        if not self.out:
+            raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got none")
 
 
-def main(argv: list[str]) -> int:
-    """0: written and checked; 1: a file differed and was not kept. Bad input exits with 2."""
-    parse = parser()
-    options = parse.parse_args(argv)
-    try:
-        trained = find_one_trained(options.checkpoint, options.model)
-        size = trained.image_size(options.image_size)
-        distances = export(trained, [Path(path) for path in options.out], size, options.margin)
-    except Differs as error:
-        parse.exit(1, f"error: {error}\n")
-    except (ValueError, OSError) as error:
-        parse.exit(2, f"error: {error}\n")
-    for path, distance in distances.items():
+def work(options: Options) -> None:
+    trained = find_one_trained(options.checkpoint, options)
+    for path, distance in export(trained, [Path(path) for path in options.out], options.margin).items():
         print(f"{path}: equal to PyTorch, relative L2 distance {distance:.1e}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(work, Options, "export.py", argv, after_interrupt="nothing that was not checked is kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

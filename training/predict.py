@@ -1,47 +1,118 @@
 """Say of images and videos how likely their faces are fake.
 
-    python training/predict.py clip.mp4 --checkpoint runs/c40/add                    one line per file
-    python training/predict.py folder --checkpoint runs/c40/add --csv frames.csv --annotate pictures
-    python training/predict.py export --checkpoint runs/c40/add --out student.onnx   see export.py
+    python training/predict.py a.mp4 b.jpg folder/ --checkpoint runs/c40/add                    one line per file
+    python training/predict.py folder/ --checkpoint runs/c40/add --csv frames.csv --annotate pictures
+    python training/predict.py a.mp4 --checkpoint detector.pth --model resnet50 --fake_class 0  weights from elsewhere
 
 Crops are those of prepare.py for the same options: one face is followed through a video, its boxes smoothed, the crop
 stored at --size; then, as in training, it is resized to the size the model was trained at. The score of a video is the
-mean over its frames. A file that cannot be read, or in which no face is found, is said on its line and does not stop
-the others. Exit status: 0 every file has a score, 1 some have none, 2 wrong usage.
+mean over its frames. Of a folder, everything below it is taken that is an image or a video by its name; a folder called
+like a video (clip.mp4/000.png) is one. A file that cannot be read, or in which no face is found, is said on its line
+and does not stop the others; --csv is written file by file. Exit status: 0 every file has a score, 1 some have none,
+2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse.typing import PositiveInt
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training import export, figures
-from training.data import pixels
-from training.evaluate import load_image, score
-from training.models import Detector, find_one_trained
-from training.prepare import boxes_of, crop, evenly
-from training.prepare_options import Options
-from training.sources import IMAGES, VIDEOS
-from training.video import BrokenVideo, Clip, keep, length, pixels_of, read
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-CROPPING = ("frames", "size", "margin", "detector", "detector_file", "smoothing")  # options as of prepare.py
+from training.data import images, sources, video
+from training.data.crops import Cropping, faces_of
+from training.files import BrokenFile, shown
+from training.models.checkpoints import Foreign, find_one_trained
+from training.models.detector import Detector
+from training.options import POSITIONAL, run
+from training.report import figures
+
 THRESHOLD = 0.5
 MAP = 4  # the least side of a feature map that is worth drawing
+HEADER = ["file", "frame", "left", "top", "right", "bottom", "probability", "note"]
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom outside
+
+
+@dataclass(kw_only=True)
+class Options(Foreign, Cropping):
+    """Say of images and videos how likely their faces are fake."""
+
+    input: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """Images, videos, and folders of them; any number, bare."""
+    checkpoint: str = ""
+    """The folder of a model in a run, or a file of weights."""
+    csv: str | None = None
+    """File for the box and score of every frame, written as they come."""
+    annotate: str | None = None
+    """Folder for a picture per file: box, score, Grad-CAM."""
+    batch_size: int = 32
+    """Crops per batch."""
+
+    def __post_init__(self) -> None:
+        Foreign.__post_init__(self)
+        Cropping.__post_init__(self)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if not self.input:
+            raise ValueError("input: expected images, videos or folders of them; --help explains")
+        if not self.checkpoint:
+            raise ValueError("checkpoint: expected the folder of a model in a run, or a file of weights")
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to look at: its ``path``, its path ``below`` the folder that was given, and the ``clip`` that reads it."""
+
+    path: Path
+    below: Path
+    clip: video.Clip | None
+
+
+def items_of(given: str) -> tuple[list[Item], list[str]]:
+    """A file, or everything below a folder that is an image or a video by its name; and remarks on what is not.
+
+    Raises:
+        ValueError: there is no such file or folder, or nothing in it.
+    """
+    path = Path(given)
+    if path.is_file():
+        clip = path if path.suffix.lower() in video.ENDINGS or images.is_animation(path) else None
+        return [
+            Item(path, Path(path.name), (path,) if path.suffix.lower() in images.ENDINGS and not clip else clip)
+        ], []
+    if not path.is_dir():
+        raise ValueError(f"input: no file or folder '{shown(path)}'")
+    found = sources.listing(path)
+    clips: dict[Path, video.Clip] = {clip: clip for clip in found.videos}
+    for folder, frames in found.frames.items():
+        if folder.suffix.lower() in video.ENDINGS:
+            clips[folder] = frames
+        else:
+            clips |= {frame: (frame,) for frame in frames}
+    remarks = sources.left_out([found])
+    if not clips:
+        raise ValueError(
+            f"input: the folder '{shown(path)}' has no images or videos; {'; '.join(remarks) or 'it is empty'}"
+        )
+    return [Item(name, name.relative_to(path), clips[name]) for name in sorted(clips)], remarks
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
 
 
 @dataclass
@@ -62,75 +133,31 @@ class Answer:
         return f"{'fake' if mean >= THRESHOLD else 'real'} {mean:.3f}{several}"
 
 
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def files_of(path: Path) -> list[Path]:
-    """The file itself, or every file under a folder but hidden ones, in order of name."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"input: no file or folder '{path}'")
-    found = sorted(p for p in path.rglob("*") if p.is_file())
-    found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    if not found:
-        raise ValueError(f"input: the folder '{path}' has no files")
-    return found
-
-
-def clip_of(path: Path) -> Clip:
-    """A file as a clip, an image as one of a single frame; its name tells which it is.
-
-    Raises:
-        BrokenVideo: neither an image nor a video.
-    """
-    if path.suffix.lower() in VIDEOS:
-        return path
-    if path.suffix.lower() in IMAGES:
-        return (path,)
-    raise BrokenVideo("neither an image nor a video by its name")
-
-
-def faces_of(path: Path, options: Options) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Number, pixels ``(H, W, 3)`` uint8 and box ``(4,)`` of each frame that is looked at.
-
-    A video is read twice, so that it may have any length: the boxes of a frame depend on later frames.
-
-    Raises:
-        BrokenVideo: it cannot be read, or has no face.
-    """
-    clip = clip_of(path)
-    total = length(clip)
-    kept = evenly(total, options.frames)
-    boxes = boxes_of(path, keep(read(clip), kept, total), kept, options)
-    for number, box, frame in zip(kept, boxes, keep(read(clip), kept, total), strict=True):
-        yield number, pixels_of(frame), box
-
-
-# ------------------------------------------------------------------------------------------------------------- answers
-
-
 class Predictor:
     """A model, how faces are cut out for it, and how many at a time it looks at."""
 
-    def __init__(self, model: Detector, image_size: int, batch_size: int, cropping: Options) -> None:
-        self.model, self.image_size, self.batch_size, self.cropping = model, image_size, batch_size, cropping
+    def __init__(self, model: Detector, cropping: Cropping, batch_size: int) -> None:
+        self.model, self.cropping, self.batch_size = model, cropping, batch_size
 
-    def crop(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    def crop(self, frame: np.ndarray, box: Box) -> np.ndarray:
         """A face as the model sees it: as prepare.py stores it, then as training loads it."""
-        return load_image(np.asarray(crop(frame, box, self.cropping.size)), self.image_size)
+        return images.resized(images.cut(frame, box, self.cropping.size), self.model.image_size)
 
-    def __call__(self, path: Path) -> Answer:
+    @torch.inference_mode()
+    def __call__(self, item: Item) -> Answer:
         """Look at a file.
 
         Raises:
-            BrokenVideo: it cannot be read, or no face is found.
+            BrokenFile: it cannot be read, or no face is found.
         """
-        answer, faces = Answer(), faces_of(path, self.cropping)
+        if item.clip is None:
+            raise BrokenFile("neither an image nor a video by its name")
+        answer, faces = Answer(), faces_of(item.clip, (item.below.as_posix(), item.path.name), self.cropping)
         while batch := list(islice(faces, self.batch_size)):
             crops = torch.from_numpy(np.stack([self.crop(frame, box) for _, frame, box in batch]))
-            for (number, frame, box), value in zip(batch, score(self.model, [crops])[0].tolist(), strict=True):
-                answer.frames.append((number, tuple(box.tolist()), value))
+            values = self.model(self.model.pixels(crops))[2].double().softmax(1)[:, 1].tolist()
+            for (number, frame, box), value in zip(batch, values, strict=True):
+                answer.frames.append((number, box, value))
                 if answer.shown is None or value > answer.shown[2]:
                     answer.shown = (frame, box, value)
         return answer
@@ -146,7 +173,7 @@ def grad_cam(model: Detector, image: np.ndarray) -> np.ndarray:
         ``(S, S)`` float32 in 0…1, from the deepest tapped layer that the logits come from and that has at least 4×4
         positions, else from the deepest one.
     """
-    features, _, logits = model(pixels(torch.from_numpy(image[None]), next(model.parameters()).device))
+    features, _, logits = model(model.pixels(torch.from_numpy(image[None].copy())))
     gradients = torch.autograd.grad(logits[0, 1] - logits[0, 0], features, allow_unused=True)
     used = [pair for pair in zip(features, gradients, strict=True) if pair[1] is not None]
     if not used:
@@ -157,82 +184,83 @@ def grad_cam(model: Detector, image: np.ndarray) -> np.ndarray:
     return (heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)).cpu().numpy()
 
 
-# -------------------------------------------------------------------------------------------------------- command line
+def annotate(predictor: Predictor, answer: Answer, target: Path) -> None:
+    """Draw the most fake frame of a file: its box and score, the crop, and where it looks fake."""
+    frame, box, value = answer.shown
+    face = predictor.crop(frame, box)
+    picture = (frame, box, value, face, grad_cam(predictor.model, face))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(figures.render(lambda theme: figures.prediction(theme, *picture), [])["light"])
 
 
-def parser() -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    result = ArgumentParser(
-        prog="python training/predict.py",
-        description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        epilog="predict.py export --help: writes ONNX and .pt2. Exit status: 0 all scored, 1 some not, 2 wrong usage.",
-    )
-    add = result.add_argument
-    add("input", type=str, help="An image, a video, or a folder of them.")
-    add("--checkpoint", type=str, required=True, help="The folder of a model in a run, or a file of weights.")
-    add("--model", type=str | None, default=None, help="timm model of a file that comes from elsewhere.")
-    add("--image_size", type=PositiveInt | None, default=None, help="Side in pixels; without: as the run was trained.")
-    add("--csv", type=str | None, default=None, help="File for the box and score of every frame.")
-    add("--annotate", type=str | None, default=None, help="Folder for a picture per file: box, score, Grad-CAM.")
-    add("--batch_size", type=PositiveInt, default=32, help="Crops per batch.")
-    others = {f.name for f in fields(Options)} - set(CROPPING)
-    result.add_class_arguments(Options, nested_key=None, as_group=False, skip=others)
-    return result
+def _free(name: Path, taken: set[Path]) -> Path:
+    """A file for the picture of a file; files of one name from several inputs get numbers."""
+    target, number = name.with_name(f"{name.name}.png"), 1
+    while target in taken:
+        number += 1
+        target = name.with_name(f"{name.name} ({number}).png")
+    taken.add(target)
+    return target
 
 
-def run(options: Namespace) -> int:
-    """Everything the command does; returns its exit status."""
-    root = Path(options.input)
-    files = files_of(root)
-    source = str(root if root.is_dir() else root.parent)
-    cropping = Options(source=source, **{key: options[key] for key in CROPPING})
-    trained = find_one_trained(options.checkpoint, options.model)
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def lines_of(item: Item, answer: Answer | BrokenFile) -> Iterator[list]:
+    """The rows of the CSV for a file."""
+    if isinstance(answer, BrokenFile):
+        yield [shown(item.path), *[None] * 6, shown(answer)]
+    else:
+        for number, box, value in answer.frames:
+            yield [shown(item.path), number, *box, value, None]
+
+
+def work(options: Options) -> int:
+    found = [items_of(given) for given in options.input]
+    items = [item for each, _ in found for item in each]
+    for remark in [remark for _, remarks in found for remark in remarks]:
+        print(f"note: {remark}", file=sys.stderr)
+    trained = find_one_trained(options.checkpoint, options)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = trained.load(device)
-    if model.fit and not model.fit.complete:
-        print(f"note: {model.fit}", file=sys.stderr)
-    predictor = Predictor(model, trained.image_size(options.image_size), options.batch_size, cropping)
-    lines, failed = [], 0
-    for path in files:
-        try:
-            answer = predictor(path)
-        except BrokenVideo as reason:
-            failed += 1
-            print(f"{path}: {reason}")
-            lines.append([path, None, None, None, None, None, None, str(reason)])
-            continue
-        print(f"{path}: {answer}")
-        for number, box, value in answer.frames:
-            lines.append([path, number, *box, value, None])
-        if options.annotate:
-            frame, box, value = answer.shown
-            target = Path(options.annotate) / (path.relative_to(root) if root.is_dir() else Path(path.name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            face = predictor.crop(frame, box)
-            picture = (frame, box, value, face, grad_cam(model, face))
-            pictures = figures.render(lambda theme, picture=picture: figures.prediction(theme, *picture), [])
-            target.with_name(f"{target.name}.png").write_bytes(pictures["light"])
+    for line in trained.assumptions(model):
+        print(shown(f"note: {line}"), file=sys.stderr)
+    options.open_detector()  # its file may be missing
+    predictor, failed, undrawn, drawn = Predictor(model, options, options.batch_size), 0, False, set()
     if options.csv:
-        with open(options.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "frame", "left", "top", "right", "bottom", "probability", "note"])
-            writer.writerows(lines)
+        Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
+    with open(options.csv, "w", newline="", encoding="utf-8") if options.csv else nullcontext() as file:
+        if file:
+            csv.writer(file).writerow(HEADER)
+        for item in items:
+            try:
+                answer = predictor(item)
+            except BrokenFile as reason:
+                answer, failed = reason, failed + 1
+            print(shown(f"{item.path}: {answer}"), flush=True)
+            if file:
+                csv.writer(file).writerows(lines_of(item, answer))
+                file.flush()
+            if options.annotate and isinstance(answer, Answer):
+                try:
+                    annotate(predictor, answer, _free(Path(options.annotate) / item.below, drawn))
+                except (ValueError, OSError) as error:
+                    print(shown(f"{item.path}: not drawn: {error}"), file=sys.stderr)
+                    undrawn = True
     if failed:
-        print(f"{failed} of {len(files)} files have no score", file=sys.stderr)
-    return min(failed, 1)
+        print(f"{failed} of {len(items)} files have no score", file=sys.stderr)
+    return 1 if failed or undrawn else 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["export"]:
-        return export.main(argv[1:])
-    parse = parser()
-    options = parse.parse_args(argv)
-    try:
-        return run(options)
-    except (ValueError, OSError) as error:
-        parse.exit(2, f"error: {error}\n")
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["export"] and not Path("export").exists():
+        print(
+            f"error: export is a command of its own: {shlex.join(['python', 'training/export.py', *words[1:]])}",
+            file=sys.stderr,
+        )
+        return 2
+    return run(work, Options, "predict.py", argv, after_interrupt="the files so far stand above and in the CSV")
 
 
 if __name__ == "__main__":

@@ -15,31 +15,30 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
 
+if not __package__:  # run as a script, from wherever
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from torch import nn
 
-if not __package__:  # run as a script, from wherever
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from training import figures, metrics
-from training.checkpoints import write_atomically
-from training.config import Config, load, parse
-from training.data import Split, load_splits
-from training.distillers import DISTILLERS
-from training.log import Log, NonFiniteLoss
-from training.models import read_weights
-from training.train import fit, keep_freed_memory, new_model, new_student, predict
+from training.data.loader import Split, load_splits
+from training.files import write_text, write_whole
+from training.fit import fit, given_teacher, keep_freed_memory, new_accelerator, new_model, new_student, predict
+from training.models.detector import Detector
+from training.models.distillers import DISTILLERS
+from training.options import Config, load, run
+from training.report import figures, metrics
+from training.report.log import Log
 
 DEFAULT = Path(__file__).parent / "configs" / "study.yaml"
 GROWING = ("students", "seeds", "compressions", "scales")
@@ -115,7 +114,7 @@ class Bench:
         """What a model says about the test split, asked once and kept in ``path``."""
         if not path.exists():
             outcome, _ = predict(model, self.splits["test"], self.config, self.accelerator, source)
-            write_atomically(path, lambda target: target.open("wb").write(outcome.scores.tobytes()))
+            write_whole(path, lambda target: target.write_bytes(outcome.scores.tobytes()))
         split = self.splits["test"]
         return metrics.Outcome(np.frombuffer(path.read_bytes()), split.labels, split.groups)
 
@@ -233,14 +232,13 @@ def open_study(config: StudyConfig) -> None:
         if changed := [key for key in now if key not in (*GROWING, "resume") and now[key] != before[key]]:
             raise ValueError(f"name: the study {config.folder} was started with other values of {', '.join(changed)}")
     config.folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(config.to_yaml())
+    write_text(saved, config.to_yaml())
 
 
-def shared_teacher(config: StudyConfig, splits: dict[str, Split], accelerator: Accelerator) -> nn.Module:
-    teacher = new_model(config, config.teacher_model, accelerator.device)
-    if config.teacher_checkpoint:
-        teacher.load_state_dict(read_weights(config.teacher_checkpoint))
-    else:
+def shared_teacher(config: StudyConfig, splits: dict[str, Split], accelerator: Accelerator) -> Detector:
+    teacher = given_teacher(config, accelerator.device)
+    if teacher is None:
+        teacher = new_model(config, config.teacher_model, accelerator.device)
         teacher = fit("teacher", teacher, splits, config, accelerator, Log(config.folder, accelerator.is_main_process))
     return teacher.requires_grad_(False).eval()
 
@@ -249,7 +247,7 @@ def study(config: StudyConfig, say: Callable[[str], None] = print) -> dict:
     """Run or continue the study; returns what results.json holds."""
     keep_freed_memory()
     open_study(config)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision)
+    accelerator = new_accelerator(config)
     results: dict = {"config": asdict(config), "compressions": {}}
     for compression in config.compressions:
         splits = load_splits(replace(config, compression=compression))
@@ -267,28 +265,30 @@ def study(config: StudyConfig, say: Callable[[str], None] = print) -> dict:
             scales[method] = {"chosen": chosen, "validation": found}
             samples[method] = Sample.of(bench.outcomes(method, chosen), config.bootstrap)
             say(f"{compression} {method}, scale {chosen:g}: AUC {_cell(samples[method].summary())}")
-        references = [config.students[0], f"teacher on {compression}"]
-        results["compressions"][compression] = {
-            "test_samples": len(splits["test"]),
-            "references": references,
-            "scales": scales,
-            "methods": compare(samples, references),
-        }
-    (config.folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    (config.folder / "table.md").write_text(table(results))
-    shades = [config.students[0], "add", "other"]
-    for theme, png in figures.render(lambda theme: draw(theme, results), shades).items():
-        (config.folder / f"study{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+            references = [config.students[0], f"teacher on {compression}"]
+            results["compressions"][compression] = {
+                "test_samples": len(splits["test"]),
+                "references": references,
+                "scales": scales,
+                "methods": compare(samples, references),
+            }
+            write(config.folder, results)  # what is interrupted has a table
     return results
 
 
-def main(argv: list[str] | None = None) -> None:
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv, StudyConfig, "study.py", DEFAULT)
-        print(table(study(config)))
-    except (ValueError, NonFiniteLoss) as error:
-        sys.exit(f"error: {error}")
+def write(folder: Path, results: dict) -> None:
+    """results.json, table.md, and the picture in light and dark."""
+    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
+    write_text(folder / "table.md", table(results))
+    first = next(iter(results["compressions"].values()))
+    shades = [first["references"][0], "add", "other"]
+    for theme, png in figures.render(lambda theme: draw(theme, results), shades).items():
+        (folder / f"study{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(lambda config: print(table(study(config))), StudyConfig, "study.py", argv, default=DEFAULT)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from .checkpoints import write_atomically
+from ..files import write_text
+from ..options import Stopped
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Stopped):
     """A loss term became NaN or infinite."""
 
 
@@ -32,7 +33,7 @@ class Log:
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         kept = [row for row in rows if row["model"] != role or row["step"] <= step]
-        write_atomically(path, lambda target: target.write_text("".join(json.dumps(row) + "\n" for row in kept)))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.board = SummaryWriter(str(self.folder / "tensorboard" / role), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:

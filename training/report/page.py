@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import add_ops
 
+from ..data.loader import PairDataset, Split
+from ..files import write_text
+from ..models.detector import Detector
+from ..options import Config
 from . import figures, metrics
-from .config import Config
-from .data import PairDataset, Split, pixels
 
 TITLES = {"none": "CE student", "add": "ADD student"}
 NAMES = {
@@ -54,14 +56,14 @@ def _radial(power: np.ndarray) -> np.ndarray:
 
 
 def _image_spectrum(images: Tensor) -> np.ndarray:
-    window = torch.hann_window(images.shape[-1], periodic=False)  # else the borders' jump hides the high frequencies
-    spectrum = torch.fft.fft2(images.float().mean(1).cpu() * window * window[:, None], norm="ortho")
+    window = torch.hann_window(images.shape[1], periodic=False)  # else the borders' jump hides the high frequencies
+    spectrum = torch.fft.fft2((images.float() / 127.5 - 1).mean(3) * window * window[:, None], norm="ortho")
     return _radial(spectrum.abs().square().mean(0).numpy())
 
 
 @torch.no_grad()
 def probe(
-    config: Config, split: Split, teacher: nn.Module, models: dict[str, nn.Module]
+    config: Config, split: Split, teacher: Detector, models: dict[str, Detector]
 ) -> tuple[dict[str, np.ndarray], dict, dict, list[dict[str, np.ndarray]], np.ndarray, int]:
     """Compare features with the teacher's on test pairs.
 
@@ -73,9 +75,9 @@ def probe(
     dataset = PairDataset(split, config.image_size)
     chosen = np.random.default_rng(0).choice(len(split), min(PROBES, len(split)), replace=False)
     pairs = [dataset[0, int(index)] for index in chosen]
-    raw, compressed = (pixels(torch.stack([p[kind] for p in pairs]), device) for kind in ("raw", "compressed"))
-    targets = teacher(raw)[0]
-    features = {name: model(compressed)[0] for name, model in models.items()}
+    raw, compressed = (torch.stack([pair[kind] for pair in pairs]) for kind in ("raw", "compressed"))
+    targets = teacher(teacher.pixels(raw))[0]
+    features = {name: model(model.pixels(compressed))[0] for name, model in models.items()}
     gaps: dict[int, dict[str, np.ndarray]] = {}
     maps: dict[int, dict[str, np.ndarray]] = {}
     for layer, target in enumerate(targets, start=1):
@@ -213,8 +215,8 @@ def _facts(seconds: dict[str, float], splits: dict[str, Split]) -> dict[str, str
 def write(
     config: Config,
     splits: dict[str, Split],
-    teacher: nn.Module,
-    models: dict[str, nn.Module],
+    teacher: Detector,
+    models: dict[str, Detector],
     outcomes: dict[str, metrics.Outcome],
     seconds: dict[str, float],
 ) -> str:
@@ -237,7 +239,7 @@ def write(
     }
     facts = _facts(seconds, splits)
     results = {"models": summary, "differences": differences, "seconds": seconds, "facts": facts}
-    (folder / "results.json").write_text(json.dumps(_without_nan(results), indent=1, ensure_ascii=False))
+    write_text(folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     titles = {role: title(role) for role in config.students} | {"teacher": "teacher on raw", "start": "before training"}
@@ -264,14 +266,14 @@ def write(
             (folder / "figures" / f"{name}{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
         parts.append(_figure(pictures, *CAPTIONS[name]))
     verdicts = [verdict(a, b, differences[name]["auc"]) for name, (a, b) in pairs.items()]
-    (folder / "report.html").write_text(_page(config, summary, differences, verdicts, parts, facts))
+    write_text(folder / "report.html", _page(config, summary, differences, verdicts, parts, facts))
     return "\n".join([text_table(summary), *verdicts, f"report: {folder / 'report.html'}"])
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
     """JSON has no NaN: what is undefined becomes null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

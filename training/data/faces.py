@@ -11,7 +11,7 @@ import skimage.data
 from PIL import Image
 from skimage.feature import Cascade
 
-from .video import BrokenVideo
+from ..files import BrokenFile
 
 DETECTED_AT = 480  # pixels of the longer side at which faces are looked for
 LEAST_FACE = 40  # pixels, at that size
@@ -65,25 +65,6 @@ def yunet(model_file: str) -> Detector:
     return detect
 
 
-@cache
-def read_boxes(path: str) -> dict[str, list[np.ndarray]]:
-    """Boxes by video from a CSV or parquet table: video (its path below the source), frame, left, top, right, bottom.
-
-    Returns:
-        For each video rows ``(frame, left, top, right, bottom)`` by rising frame.
-    """
-    import pandas
-
-    if not Path(path).is_file():
-        raise ValueError(f"detector_file: no file '{path}'")
-    table = pandas.read_parquet(path) if path.endswith(".parquet") else pandas.read_csv(path)
-    columns = ["frame", "left", "top", "right", "bottom"]
-    if missing := [name for name in ("video", *columns) if name not in table]:
-        raise ValueError(f"detector_file {path}: expected the columns {['video', *columns]}, missing {missing}")
-    rows = table.sort_values("frame").groupby(table["video"].astype(str))
-    return {video: group[columns].to_numpy(float) for video, group in rows}
-
-
 def follow(candidates: Sequence[np.ndarray]) -> np.ndarray:
     """One face through a clip: the largest there is, and in the frames before and after it the nearest to the last.
 
@@ -94,12 +75,12 @@ def follow(candidates: Sequence[np.ndarray]) -> np.ndarray:
         ``(T, 4)`` float64; NaN where no face lies within one side of the last.
 
     Raises:
-        BrokenVideo: there is no face at all.
+        BrokenFile: there is no face at all.
     """
     sizes = [max(boxes[:, 2] - boxes[:, 0], default=0.0) for boxes in candidates]
     start = int(np.argmax(sizes))
     if not sizes[start]:
-        raise BrokenVideo("no face found" + (f" in any of {len(candidates)} frames" if len(candidates) > 1 else ""))
+        raise BrokenFile("no face found" + (f" in any of {len(candidates)} frames" if len(candidates) > 1 else ""))
     track = np.full((len(candidates), 4), np.nan)
     for order in (range(start, len(candidates)), range(start, -1, -1)):
         first = candidates[start]

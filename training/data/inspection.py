@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
+
+from ..files import BrokenFile, shown
+from . import images, manifest
+
+if TYPE_CHECKING:
+    import pandas
 
 SHOWN = 8  # pairs of each class and compression on the contact sheet
 TILE = 128
@@ -31,39 +37,35 @@ def misaligned(raw: np.ndarray, compressed: np.ndarray) -> bool:
     return bool(errors.min() < 0.9 * errors[SHIFT, SHIFT])  # a flat picture fits everywhere alike
 
 
-def faults_of(folder: Path, row: object) -> list[str]:
-    """What is wrong with one pair, each with its path."""
-    faults, images = [], []
-    for name, expected in ((row.path_raw, row.sha256_raw), (row.path_compressed, row.sha256_compressed)):
-        path = folder / name
+def faults_of(row: tuple) -> list[str]:
+    """What is wrong with one pair, a row of a manifest, each with its path."""
+    faults, crops = [], []
+    for path, expected in ((row.path_raw, row.sha256_raw), (row.path_compressed, row.sha256_compressed)):
         try:
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != expected:
+            if hashlib.sha256(Path(path).read_bytes()).hexdigest() != expected:
                 faults.append(f"{path}: its hash is not that of the manifest")
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB")))
-        except OSError as error:
+            crops.append(images.read(path))
+        except (OSError, BrokenFile) as error:
             faults.append(f"{path}: cannot be read: {error}")
     if not faults:
-        raw, compressed = images
+        raw, compressed = crops
         if raw.shape != compressed.shape:
-            faults.append(f"{folder / row.path_compressed}: another size than its raw twin")
+            faults.append(f"{row.path_compressed}: another size than its raw twin")
         elif misaligned(raw, compressed):
-            faults.append(f"{folder / row.path_compressed}: not aligned with its raw twin")
+            faults.append(f"{row.path_compressed}: not aligned with its raw twin")
     return faults
 
 
-def contact_sheet(folder: Path, table: object) -> Image.Image:
-    """Evenly drawn pairs, raw above compressed: a double row for each class and compression."""
+def contact_sheet(table: pandas.DataFrame) -> np.ndarray:
+    """Evenly drawn pairs, raw above compressed, a double row for each class and compression: ``(H, W, 3)`` uint8."""
     groups = [group for _, group in table.groupby(["compression", "label"])]
-    sheet = Image.new("RGB", (SHOWN * TILE, 2 * len(groups) * TILE))
+    sheet = np.zeros((2 * len(groups) * TILE, SHOWN * TILE, 3), np.uint8)
     for line, group in enumerate(groups):
         chosen = group.iloc[np.unique(np.linspace(0, len(group) - 1, SHOWN).round().astype(int))]
         for place, row in enumerate(chosen.itertuples()):
-            for below, name in enumerate((row.path_raw, row.path_compressed)):
-                with Image.open(folder / name) as image:
-                    tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
-                sheet.paste(tile, (place * TILE, (2 * line + below) * TILE))
+            for y, path in enumerate((row.path_raw, row.path_compressed), 2 * line):
+                tile = images.resized(images.read(path), TILE)
+                sheet[y * TILE : (y + 1) * TILE, place * TILE : (place + 1) * TILE] = tile
     return sheet
 
 
@@ -71,19 +73,14 @@ def check(folder: Path) -> int:
     """Print what is wrong with the pairs in a folder and write ``contact-sheet.png``; returns the exit status.
 
     Raises:
-        ValueError: there is no manifest.
+        ValueError: there is no manifest, or the set is not complete.
     """
-    import pandas
-
-    manifests = sorted(folder.glob("manifest*.parquet"))
-    if not manifests:
-        raise ValueError(f"out: no manifest in '{folder}'")
-    table = pandas.concat([pandas.read_parquet(path) for path in manifests]).drop_duplicates()
-    faults = [fault for row in tqdm(table.itertuples(), "pairs", len(table)) for fault in faults_of(folder, row)]
+    table = manifest.read(str(folder), pictures=False)
+    faults = [fault for row in tqdm(table.itertuples(), "pairs", len(table)) for fault in faults_of(row)]
     faults = list(dict.fromkeys(faults))
     for fault in faults:
-        print(fault, file=sys.stderr)
+        print(shown(fault), file=sys.stderr)
     print(f"{folder}: {len(table)} pairs, {len(faults)} faults")
     if not faults:
-        contact_sheet(folder, table).save(folder / "contact-sheet.png")
+        images.write_png(folder / "contact-sheet.png", contact_sheet(table))
     return 1 if faults else 0

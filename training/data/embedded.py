@@ -13,7 +13,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -24,10 +23,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from . import video
+from ..files import write_whole
+from . import images, video
+from .sources.common import SPLITS
 from .video import compress
-
-SPLITS = ("train", "val", "test")
 
 # Photographs, not crops, are split. All of these lie inside the wheels; nothing is ever downloaded.
 PHOTOGRAPHS = {
@@ -90,7 +89,7 @@ def load_photograph(path: str) -> Image.Image:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"photograph {path}: the package {package} is not installed")
-    return Image.open(Path(spec.origin).parent / inner).convert("RGB")
+    return Image.fromarray(images.read(Path(spec.origin).parent / inner))
 
 
 def forge(canvas: np.ndarray, spec: EmbeddedSpec, rng: np.random.Generator) -> np.ndarray:
@@ -188,13 +187,15 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
     path = Path(cache) / f"embedded-{spec.digest()}.npz"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     total = sum(getattr(spec, f"{split}_clips") for split in SPLITS)
     parts: dict[str, list[np.ndarray]] = {}
     for split, columns in tqdm(_clips(spec), desc="embedded set", total=total, unit=" clips"):
         for name, values in columns.items():
             parts.setdefault(f"{split}_{name}", []).append(values)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as temporary:
-        np.savez(temporary, **{name: np.concatenate(values) for name, values in parts.items()})
-    os.replace(temporary.name, path)  # a reader sees the whole file or none
+
+    def write(target: Path) -> None:
+        with target.open("wb") as file:
+            np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()})
+
+    write_whole(path, write)
     return path

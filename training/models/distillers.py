@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from add_ops import ADDLoss, FrequencyAttentionLoss, MultiViewLoss
 
-from .config import Config
+from ..options import Config
 
 
 class NoDistillation(nn.Module):

@@ -1,0 +1,205 @@
+"""The one way to say options: every spelling, every command, and what is said of wrong ones."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pytest
+
+from training import evaluate, export, options, predict, prepare, study, train
+from training.options import POSITIONAL, Config, read
+
+COMMANDS = {
+    "train.py": (train, Config),
+    "prepare.py": (prepare, prepare.Options),
+    "predict.py": (predict, predict.Options),
+    "evaluate.py": (evaluate, evaluate.Options),
+    "export.py": (export, export.Options),
+    "study.py": (study, study.StudyConfig),
+}
+CONFIGS = sorted(options.EMBEDDED.parent.glob("*.yaml"))
+
+
+@dataclass(kw_only=True)
+class Example:
+    """An example."""
+
+    files: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """Files."""
+    rate: float = 1.0
+    """Rate."""
+    name: str | None = "x"
+    """Name."""
+    levels: list[int] = field(default_factory=lambda: [23])
+    """Levels."""
+    fast: bool = False
+    """Fast."""
+    image_size: int = 64
+    """Side."""
+
+
+def example(*words):
+    return read(words, Example, "example.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("rate=1e-4 --fast a.mp4", {"rate": 1e-4, "fast": True, "files": ["a.mp4"]}),
+        ("--rate 1e-4 --fast=true b", {"rate": 1e-4, "fast": True, "files": ["b"]}),
+        ("--rate=2 --fast false b c", {"rate": 2.0, "fast": False, "files": ["b", "c"]}),
+        ("b --levels 23 40 --name 2024", {"levels": [23, 40], "name": "2024", "files": ["b"]}),
+        ("levels=[10,20] levels=[30] name=null", {"levels": [30], "name": None}),
+        ("--image-size 32 --files a.mp4 b.mp4", {"image_size": 32, "files": ["a.mp4", "b.mp4"]}),
+        ("files=[a,b]", {"files": ["a", "b"]}),
+        ("-- --odd.mp4 rate=3.mp4", {"files": ["--odd.mp4", "rate=3.mp4"]}),
+        ("1.mp4 null", {"files": ["1.mp4", "null"]}),
+    ],
+)
+def test_spellings(words, expected):
+    found = example(*words.split())
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_names_with_blanks_brackets_and_equal_signs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("take=2.mp4").touch()
+    names = ["[a b], c.mp4", "take=2.mp4", "./x=y.mp4"]
+    assert example("a.mp4", *names).files == ["a.mp4", *names]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rat=1", "unknown key 'rat' in the command line; did you mean 'rate'"),
+        ("--rate", "rate: expected a value after '--rate'"),
+        ("--rate --fast", "rate: expected a value"),
+        ("rate=fast", "rate"),
+        ("levels=[a]", "levels"),
+        ("--config nowhere.yaml", "config nowhere.yaml: cannot be read"),
+    ],
+)
+def test_wrong_words_are_one_line(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        example(*words.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "just words"])
+def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config .*bad\.yaml: ") as caught:
+        example("--config", str(tmp_path / "bad.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_holds_and_later_words_override_it(tmp_path):
+    (tmp_path / "a.yaml").write_text("rate: 3\nlevels: [1]\n")
+    found = example("--config", str(tmp_path / "a.yaml"), "rate=4")
+    assert (found.rate, found.levels, found.image_size) == (4.0, [1], 64)
+    (tmp_path / "b.yaml").write_text("imagesize: 3\n")
+    with pytest.raises(ValueError, match=r"'imagesize' in .*b.yaml; did you mean 'image_size'"):
+        example(f"config={tmp_path / 'b.yaml'}")
+
+
+def test_status_and_message_of_a_command(capsys):
+    def work(given):
+        outcome = {
+            "a": None,
+            "b": 1,
+            "c": ValueError("x: wrong"),
+            "d": options.Stopped("nan"),
+            "e": KeyboardInterrupt(),
+        }
+        if isinstance(result := outcome[given.name], BaseException):
+            raise result
+        return result
+
+    found = {name: options.run(work, Example, "example.py", [f"name={name}"]) for name in "abcde"}
+    assert found == {"a": 0, "b": 1, "c": 2, "d": 1, "e": 130}
+    assert capsys.readouterr().err.splitlines() == [
+        "error: x: wrong", "error: nan", "interrupted; the same command continues",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_of_every_command(name, capsys):
+    command, kind = COMMANDS[name]
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and f"python training/{name}" in text and "--config" in text
+    for f in fields(kind):
+        explanation = text.partition(f" --{f.name} ")[2].partition(" ")[2]
+        assert explanation and not explanation.startswith("(type"), f.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_key_of_every_command(name, capsys):
+    assert COMMANDS[name][0].main(["workes=1"]) == 2
+    assert "error: unknown key 'workes' in the command line; did you mean '" in capsys.readouterr().err
+
+
+def _script(path, root, folder):
+    """In a process of its own: the command as a script, from elsewhere, with nothing of the project on the path."""
+    os.chdir(folder)
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != root]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "training"]:
+        del sys.modules[name]
+    sys.argv = [path, "nowhere=1"]
+    with open("said", "w") as sys.stderr:
+        runpy.run_path(path, run_name="__main__")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="only a fork starts at once")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_run_as_scripts_from_elsewhere(name, tmp_path):
+    path = Path(COMMANDS[name][0].__file__)
+    process = multiprocessing.get_context("fork").Process(target=_script, args=(str(path), path.parents[1], tmp_path))
+    process.start()
+    process.join(60)
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == 2 and said.startswith("error: unknown key 'nowhere'") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations(path, tmp_path):
+    kind = study.StudyConfig if path.stem == "study" else Config
+    config = read(["--config", str(path)], kind, "x.py")
+    assert config.name == path.stem
+    (tmp_path / "saved.yaml").write_text(config.to_yaml())
+    assert options.load(tmp_path / "saved.yaml", kind) == config
+    assert read(["--config", str(tmp_path / "saved.yaml")], kind, "x.py") == config
+
+
+def test_paper_numbers_of_resnet50():
+    config = read(["--config", str(options.EMBEDDED.with_name("resnet50_ffpp_c40.yaml")), "lr=5"], Config, "train.py")
+    assert (config.image_size, config.batch_size, config.epochs, config.warmup_epochs) == (128, 144, 32, 3)
+    assert config.frequency_weights == [0, 1, 2, 0.25] and config.multi_view_weights == [0, 0.5, 2.5, 2]
+    assert (config.views, config.attention_gamma, config.contrast, config.margin) == (12, 100, 50, 0.012)
+    assert config.multi_view_scale == 16 and config.lr == 5, "a later argument overrides the file"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("epochs=0", "epochs: expected at least 1, got 0"),
+        ("distance=l3", "distance"),
+        ("frequency_weights=[1,2]", "expected four weights"),
+        ("students=[add,add]", "different distillers"),
+        ("fingerprint=[1]", "fingerprint: expected the least and the greatest"),
+    ],
+)
+def test_values_of_a_run_are_checked(words, message):
+    with pytest.raises(ValueError, match=message):
+        read(words.split(), Config, "train.py")
+
+
+def test_without_a_file_the_main_job_holds():
+    config = read([], Config, "train.py", options.EMBEDDED)
+    assert config.name == "embedded" and config.coordinates == "unit"
+    words = ["--config", str(options.EMBEDDED.with_name("xception_ffpp_c40.yaml"))]
+    assert read(words, Config, "train.py", options.EMBEDDED).coordinates == "index"

@@ -1,0 +1,434 @@
+"""What sources find in trees as people have them: names, labels, splits and groups, without opening a video."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import celeb_df, dfdc, touch
+
+from training.data import sources
+from training.data.sources import KINDS, Draw, Video, check, clip_at, common, listing, recognise
+
+PAIRS = {"train": [["000", "003"]], "val": [["001", "004"]], "test": [["002", "005"]]}
+
+
+def faceforensics(root, *names, level="c23", pairs=PAIRS):
+    """A tree of empty files in which every pair is complete; names are added."""
+    for split, listed in pairs.items():
+        touch(root, f"splits/{split}.json").joinpath(f"splits/{split}.json").write_text(json.dumps(listed))
+    for a, b in (pair for listed in pairs.values() for pair in listed):
+        for one, other in ((a, b), (b, a)):
+            touch(root, f"original_sequences/youtube/{level}/videos/{one}.mp4")
+            touch(root, f"manipulated_sequences/Deepfakes/{level}/videos/{one}_{other}.mp4")
+    return touch(root, *names)
+
+
+def find(kind, path, **draw):
+    return KINDS[kind](path, Draw(**draw))
+
+
+def by_id(found):
+    return {video.video_id: video for video in found.videos}
+
+
+def split_of(found):
+    return {video.video_id: video.split for video in found.videos}
+
+
+def said(found, pattern):
+    return any(re.search(pattern, remark) for remark in found.remarks)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_hidden_and_system_files_are_left_out_and_the_rest_counted_by_ending(tmp_path):
+    touch(tmp_path, "a.mp4", "b.MTS", "c.3gp", "d/e.vob", "d/f.jpg", "note.txt", "more.txt", "x.json", "noending")
+    touch(tmp_path, "._a.mp4", ".DS_Store", "@eaDir/a.mp4", ".thumbnails/a.jpg", "Thumbs.db", "__MACOSX/a.mp4")
+    found = listing(tmp_path)
+    assert list(found.clips()) == ["a.mp4", "b.MTS", "c.3gp", "d", "d/e.vob"]
+    assert found.skipped == {"hidden": 6, ".txt": 2, ".json": 1, "without ending": 1}
+    assert sources.left_out([found]) == ["left out: 6 hidden, 2 .txt, 1 .json, 1 without ending"]
+
+
+def test_a_folder_called_like_a_video_is_a_clip_of_its_frames_in_order_of_number(tmp_path):
+    touch(tmp_path, "clip.mp4/10.png", "clip.mp4/2.png", "clip.mp4/1.PNG", "still.png")
+    clips = listing(tmp_path).clips()
+    assert [path.name for path in clips["clip.mp4"]] == ["1.PNG", "2.png", "10.png"]
+    assert clips["still.png"] == (tmp_path / "still.png",) and len(clips) == 2
+    stills = listing(tmp_path).clips(stills=True)
+    assert list(stills) == ["clip.mp4/1.PNG", "clip.mp4/2.png", "clip.mp4/10.png", "still.png"]
+
+
+def test_links_are_followed_but_loops_are_not(tmp_path):
+    touch(tmp_path, "store/a.mp4", "tree/b.mp4")
+    (tmp_path / "tree" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree" / "self").symlink_to("self")
+    (tmp_path / "tree" / "gone.mp4").symlink_to("nowhere.mp4")
+    found = listing(tmp_path / "tree")
+    assert list(found.clips()) == ["b.mp4", "linked/a.mp4"]
+    assert found.skipped == {"looping links": 1, "broken links or devices": 2}
+
+
+def test_a_folder_that_cannot_be_read_is_a_remark(tmp_path, monkeypatch):
+    touch(tmp_path, "a.mp4", "locked/b.mp4")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = listing(tmp_path)
+    assert list(found.clips()) == ["a.mp4"]
+    assert sources.left_out([found]) == [f"cannot be read: {tmp_path / 'locked'}: Permission denied"]
+
+
+def test_an_animation_is_a_clip_and_a_still_of_its_ending_is_a_picture(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), 90 * i, np.uint8)) for i in range(3)]
+    for name in ("moving.gif", "moving.webp", "moving.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert clip_at(tmp_path / name) == tmp_path / name
+    frames[0].save(tmp_path / "still.gif")
+    found = listing(tmp_path)
+    assert [path.name for path in found.videos] == ["moving.gif", "moving.png", "moving.webp"]
+    assert found.frames == {tmp_path: (tmp_path / "still.gif",)} and clip_at(tmp_path / "nothing.gif") is None
+    assert clip_at(touch(tmp_path, "f/1.jpg", "f/0.jpg") / "f") == (tmp_path / "f/0.jpg", tmp_path / "f/1.jpg")
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_that_cannot_be_folders_are_refused_and_the_rest_goes_on(tmp_path):
+    odd = [os.fsdecode(b"\xff.mp4"), "bell\a.mp4", "l" * 210 + ".mp4"]
+    touch(tmp_path, *(f"{kind}/{i}.mp4" for kind in ("real", "fake") for i in range(3)), *(f"real/{n}" for n in odd))
+    found = find("folder", tmp_path)
+    assert len(found.videos) == 6 and {path.name for path, _ in found.refused} == set(odd)
+    reasons = sorted(reason for _, reason in found.refused)
+    assert reasons[0] == "its name 'TREE/real/bell\\x07.mp4' has a control character".replace("TREE", tmp_path.name)
+    assert reasons[1:] == ["its name has a part of 214 bytes, expected at most 200", "its name is no UTF-8"]
+
+
+@pytest.mark.parametrize("name", ["../up", "/abs", "a//b", "a/../b", "."])
+def test_a_name_that_leads_outside_is_refused(tmp_path, name):
+    video = Video("set", "real", name, 0, "train", "source", {"source": tmp_path / "a.mp4"}, "a")
+    kept, refused = common.usable([video])
+    assert not kept and refused == [(tmp_path / "a.mp4", f"its name 'set/real/{name}' leads outside of a folder")]
+
+
+def test_a_table_of_boxes_may_call_a_video_by_path_key_or_id(tmp_path):
+    frames = (tmp_path / "c23/000/1.png", tmp_path / "c23/000/2.png")
+    video = Video("set", "real", "000", 0, "train", "source", {"source": frames}, "000", root=tmp_path)
+    assert video.names == ("c23/000", "set/real/000", "000")
+    assert Video("s", "m", "i", 1, "", "raw", {"raw": Path("/x/a.mp4")}, "i", root=tmp_path).names[0] == "/x/a.mp4"
+
+
+def test_a_frame_that_one_quality_lacks_is_taken_from_none():
+    raw = tuple(Path(f"raw/{i}.png") for i in range(5))
+    c23 = tuple(Path(f"c23/{i}.jpg") for i in (0, 1, 3, 4, 7))
+    reference, levels, lost = common.qualities({"c0": raw, "c23": c23, "c40": Path("c40.mp4")})
+    assert (reference, lost, levels["c40"]) == ("raw", 2, Path("c40.mp4"))
+    assert [p.stem for p in levels["raw"]] == [p.stem for p in levels["c23"]] == ["0", "1", "3", "4"]
+    others = tuple(Path(f"c40/frame{i}.png") for i in range(5))
+    reference, levels, lost = common.qualities({"c23": c23, "c40": others})
+    assert (reference, levels, lost) == ("source", {"source": c23, "c40": others}, 0), "no name is shared"
+
+
+# -------------------------------------------------------------------------------------------------- real/ and fake/
+
+
+def test_real_and_fake_of_one_name_are_in_one_split(tmp_path):
+    names = [f"Real/{i:03d}.mp4" for i in range(20)] + [f"Real/{i:03d}.avi" for i in range(20)]
+    names += [f"FAKE/{i:03d}.mkv" for i in range(20)] + [f"FAKE/{2 * i:03d}_{2 * i + 1:03d}.mp4" for i in range(10)]
+    found = find("folder", touch(tmp_path, *names, "FAKE/other.mp4"))
+    assert recognise(tmp_path) == "folder" and len(found.videos) == 71
+    videos = by_id(found)
+    for i in range(0, 20, 2):
+        pair = [f"{n:03d}.{ending}" for n in (i, i + 1) for ending in ("mp4", "avi", "mkv")]
+        assert len({videos[name].split for name in [*pair, f"{i:03d}_{i + 1:03d}.mp4"]}) == 1
+        assert videos[f"{i:03d}_{i + 1:03d}.mp4"].twin == videos[f"{i:03d}.mp4"].twin == videos[f"{i:03d}.mkv"].twin
+    assert said(found, "30 of 31 fakes belong to a real video by name") and said(found, "whose faces these are is not")
+
+
+def test_a_name_that_many_share_ties_nothing_together(tmp_path):
+    names = [f"{kind}/{kind}{i}/clip.mp4" for kind in ("real", "fake") for i in range(10)]
+    found = find("folder", touch(tmp_path, *names))
+    assert said(found, "0 of 10 fakes belong") and len({video.twin for video in found.videos}) == 20
+    found = find("folder", touch(tmp_path, "fake/real3/clip.mp4", "fake/real4/x_clip_y.mp4"))
+    twins = {video.video_id: video.twin for video in found.videos if video.label}
+    assert (twins["real3/clip.mp4"], twins["real4/x_clip_y.mp4"]) == ("real3/clip", "real4/clip")
+
+
+def test_two_folders_that_differ_in_capital_letters_are_refused(tmp_path):
+    touch(tmp_path, "real/a.mp4", "Real/b.mp4", "fake/a.mp4")
+    with pytest.raises(ValueError, match=r"expected one folder 'real', got \['Real', 'real'\]"):
+        find("folder", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ FaceForensics++
+
+
+def test_frames_in_folders_called_like_their_video_and_videos_without_their_folder(tmp_path):
+    tree = faceforensics(tmp_path / "videos")
+    plain, frames = tmp_path / "plain", tmp_path / "frames"
+    faceforensics(plain), faceforensics(frames)
+    for folder in plain.rglob("videos"):
+        for path in folder.iterdir():
+            path.rename(folder.parent / path.name)
+        folder.rmdir()
+    for path in list(frames.rglob("*.mp4")):
+        path.unlink()
+        touch(path.parents[1] / "images" / path.name, "10.png", "9.png")
+    expected = find("faceforensics", tree)
+    for root in (plain, frames):
+        found = find("faceforensics", root)
+        assert split_of(found) == split_of(expected) and len(found.videos) == 12 and not found.remarks
+    assert [path.name for path in by_id(found)["000_003"].files["source"]] == ["9.png", "10.png"]
+    assert by_id(expected)["000_003"].people == ("000", "003") and by_id(expected)["000_003"].twin == "000"
+
+
+def test_without_lists_it_is_said_where_they_come_from_or_whole_pairs_are_drawn(tmp_path):
+    pairs = {"any": [[f"{2 * i:03d}", f"{2 * i + 1:03d}"] for i in range(20)]}
+    tree = faceforensics(tmp_path, "original_sequences/actors/c23/videos/01__walking.mp4", pairs=pairs)
+    (tree / "splits" / "any.json").unlink()
+    (tree / "splits").rmdir()
+    with pytest.raises(ValueError, match=r"ondyari/FaceForensics on GitHub.*draw_splits=true draws whole id pairs"):
+        find("faceforensics", tree)
+    found = find("faceforensics", tree, draw_splits=True)
+    check(found.videos, list(sources.SPLITS), "tree")
+    counts = Counter((v.split, v.label) for v in found.videos if v.dataset == "FaceForensics++")
+    assert counts == {(s, i): n for s, n in (("train", 28), ("val", 4), ("test", 8)) for i in (0, 1)}
+    videos = by_id(found)
+    assert all(videos[a].split == videos[b].split == videos[f"{a}_{b}"].split for a, b in pairs["any"])
+    assert videos["01__walking"].split == "test" and said(found, "not the official ones")
+
+
+def test_two_originals_of_one_name_are_refused_naming_both(tmp_path):
+    tree = faceforensics(tmp_path, "original_sequences/masked/c23/videos/000.mp4")
+    found = find("faceforensics", tree)
+    with pytest.raises(
+        ValueError, match=r"masked/.*000\.mp4' and '.*youtube/.*000\.mp4' are both called '.*/real/000'"
+    ):
+        check(found.videos, [], "tree")
+
+
+def test_two_files_of_one_video_are_refused_naming_both(tmp_path):
+    tree = faceforensics(tmp_path, "original_sequences/youtube/c23/videos/000.avi")
+    with pytest.raises(ValueError, match=r"000\.avi' and '.*000\.mp4' are the same video"):
+        find("faceforensics", tree)
+
+
+def test_actors_are_people_and_their_fakes_belong_to_the_clip_they_are_made_of(tmp_path):
+    actors = "original_sequences/actors/c23/videos/01__walking_outside.mp4"
+    forged = "manipulated_sequences/DeepFakeDetection/c23/videos/01_02__walking_outside__YVGY8LOK.mp4"
+    videos = by_id(find("faceforensics", faceforensics(tmp_path, actors, forged)))
+    real, fake = videos["01__walking_outside"], videos["01_02__walking_outside__YVGY8LOK"]
+    assert real.twin == fake.twin == "01__walking_outside" and (real.people, fake.people) == (("01",), ("01", "02"))
+
+
+# ------------------------------------------------------------------------------------------------------------ Celeb-DF
+
+
+def test_celeb_df_as_frames_with_a_list_from_windows_is_celeb_df_as_videos(tmp_path):
+    tree = celeb_df(tmp_path / "videos", identities=8, size=32, frames=2)
+    expected = find("celeb_df", tree)
+    frames = tmp_path / "frames"
+    for path in tree.rglob("*.mp4"):
+        touch(frames / path.parent.name / "frames" / path.stem, "0.png", "1.png")
+    lines = (tree / "List_of_testing_videos.txt").read_text().replace("/", "\\").replace("\n", "\r\n")
+    (frames / "List_of_testing_videos.txt").write_text("\ufeff" + lines, newline="")
+    found = find("celeb_df", frames)
+    assert {f"{name}.mp4": split for name, split in split_of(found).items()} == split_of(expected)
+    assert Counter(split_of(found).values())["test"] == 5 and recognise(frames) == "celeb_df"
+    fake = by_id(found)["Celeb-synthesis/id0_id1_0000"]
+    assert (fake.twin, fake.people, len(fake.files["source"])) == ("id0_0000", ("id0", "id1"), 2)
+    assert said(found, "whose faces these are is not known: of 3 of 19")
+
+
+# ------------------------------------------------------------------------------------------------------- DeepfakeBench
+
+
+def manifest(root, content, *frames):
+    touch(root, *frames)
+    path = root / "set.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def entry(label, *frames):
+    return {"label": label, "frames": list(frames)}
+
+
+def test_frames_that_are_not_on_disk_cost_themselves_and_videos_without_any_are_left_out(tmp_path):
+    names = [f"f\\{video}\\{i}.png" for video in ("a", "b", "c") for i in (10, 9, 8)]
+    content = {
+        "set": {"x_real": {"train": {v: entry("x_real", *names[3 * i : 3 * i + 3]) for i, v in enumerate("abc")}}}
+    }
+    on_disk = [name.replace("\\", "/") for name in names if name not in ("f\\a\\9.png", *names[6:])]
+    found = find("deepfakebench", manifest(tmp_path, content, *on_disk))
+    videos = by_id(found)
+    assert [p.name for p in videos["a"].files["source"]] == ["8.png", "10.png"] and set(videos) == {"a", "b"}
+    assert said(found, "4 of 9 frames are not on disk") and said(found, "1 of 3 videos have no frame on disk")
+    assert videos["b"].names == ("f/b", "set/real/b", "b")
+
+
+def test_qualities_of_a_manifest_are_aligned_by_frame(tmp_path):
+    frames = {level: [f"{level}/000/{i}.png" for i in range(4)] for level in ("c23", "c40")}
+    content = {"FF": {"FF-real": {"train": {lv: {"000": entry("FF-real", *names)} for lv, names in frames.items()}}}}
+    found = find("deepfakebench", manifest(tmp_path, content, *frames["c23"][1:], *frames["c40"][:3]))
+    (video,) = found.videos
+    assert {lv: [p.name for p in files] for lv, files in video.files.items()} == {
+        "source": ["1.png", "2.png"], "c40": ["1.png", "2.png"],
+    }  # fmt: skip
+    assert said(found, "2 frames are missing in some quality")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected {…} for the whole, got list"),
+        ({"s": {"real": {"train": {"v": {"label": "real"}}}}}, r"the video 's/real/train/v': expected .* got {'label"),
+        ({"s": {"real": {"train": {"v": {"frames": [1]}}}}}, r"the video 's/real/train/v': expected"),
+        ({"s": {"real": {"train": {"v": entry("fake", "a.png")}}}}, r"expected a label like .*'real', got 'fake'"),
+        ({"s": {"real": {"train": ["v"]}}}, "for 's/real/train', got list"),
+        ({"s": {"real": {"later": {}}}}, "expected train, val or test, got 's/real/later'"),
+        (
+            {"s": {"real": {"train": {"v": entry("real", "no.png")}}}},
+            "first frame 'no.png' and all others lie below none",
+        ),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        find("deepfakebench", manifest(tmp_path, content))
+
+
+def test_a_manifest_cannot_write_outside(tmp_path):
+    content = {"s": {"real": {"train": {"../../up": entry("real", "a.png"), "b": entry("real", "a.png")}}}}
+    found = find("deepfakebench", manifest(tmp_path, content, "a.png"))
+    assert [video.video_id for video in found.videos] == ["b"]
+    assert [reason for _, reason in found.refused] == ["its name 's/real/../../up' leads outside of a folder"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- DFDC
+
+
+def test_dfdc_keeps_an_original_and_its_fakes_together_and_says_what_is_missing(tmp_path):
+    tree = touch(dfdc(tmp_path, parts=2, originals=4, size=32, frames=2), "dfdc_train_part_1/unnamed.mp4")
+    path = tree / "dfdc_train_part_0" / "metadata.json"
+    more = {"gone.mp4": {"label": "REAL", "split": "train"}, "orphan.mp4": {"label": "fake", "original": None}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    found = find("dfdc", touch(tree, "dfdc_train_part_0/orphan.mp4"))
+    assert recognise(tree) == "dfdc" and len(found.videos) == 17
+    videos = by_id(found)
+    for part in (0, 1):
+        for i in range(4):
+            real, fake = (videos[f"dfdc_train_part_{part}/{kind}{part}{i}.mp4"] for kind in ("real", "fake"))
+            assert (real.label, fake.label, real.twin, real.split) == (0, 1, fake.twin, fake.split)
+    counts = Counter(video.split for video in found.videos if not video.label)
+    assert counts == {"train": 5, "val": 1, "test": 2}
+    for pattern in ("^1 videos are listed", "^1 videos are there but in no list", "^1 fakes name no original"):
+        assert said(found, pattern)
+
+
+def test_the_preview_of_dfdc_has_splits_and_people(tmp_path):
+    listed = {}
+    for person, part in ((1, "train"), (2, "train"), (3, "train"), (4, "test"), (5, "test")):
+        listed[f"original_videos/{person}/{person}_A.mp4"] = {"label": "real", "set": part, "target_id": person}
+        swapped = {1: 2, 2: 1, 3: 3, 4: 5, 5: 4}[person]
+        made = {"label": "fake", "set": part, "target_id": person, "swapped_id": swapped}
+        listed[f"method_A/{person}/{person}_{swapped}_A.mp4"] = made
+    touch(tmp_path, *listed).joinpath("dataset.json").write_text(json.dumps(listed))
+    found = find("dfdc", tmp_path)
+    check(found.videos, list(sources.SPLITS), "preview")
+    fake = by_id(found)["method_A/4/4_5_A.mp4"]
+    assert (fake.manipulation, fake.split, fake.people) == ("method_A", "test", ("4", "5")) and not found.remarks
+
+
+@pytest.mark.parametrize("made", [{"label": "MAYBE"}, {"split": "train"}, "FAKE", {"label": "FAKE", "split": "fold0"}])
+def test_a_dfdc_entry_of_other_words_is_named(tmp_path, made):
+    touch(tmp_path, "a.mp4").joinpath("metadata.json").write_text(json.dumps({"a.mp4": made}))
+    with pytest.raises(ValueError, match=r"metadata\.json', 'a\.mp4': expected"):
+        find("dfdc", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- a table
+
+
+def table(root, text, *files):
+    path = touch(root, *files) / "mine.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_ones_own(tmp_path):
+    text = (
+        "Path;Label;Split;Manipulation;Video_id;Compression;Person\n"
+        "raw/a.mp4;real;train;;a;raw;ann\nc40/a.mp4;0;training;;a;C40;ann\n"
+        "x\\a.png;FAKE;train;swap;a;;ann; bob\nframes;1;validation;;;;\n"
+    ).replace("ann; bob", '"ann; bob"')
+    path = table(tmp_path, text, "raw/a.mp4", "c40/a.mp4", "x/a.png", "frames/2.png", "frames/10.png")
+    assert recognise(path) == "table"
+    real, fake, frames = find("table", path).videos[:3]
+    assert (real.key, real.reference, set(real.files), real.people) == ("mine/real/a", "raw", {"raw", "c40"}, ("ann",))
+    assert (fake.key, fake.twin, fake.people) == ("mine/swap/a", real.twin, ("ann", "bob"))
+    assert fake.files == {"source": (tmp_path / "x/a.png",)}
+    assert (frames.key, frames.split, frames.people) == ("mine/fake/frames", "val", None)
+    assert [p.name for p in frames.files["source"]] == ["2.png", "10.png"] and frames.names[0] == "frames"
+
+
+def test_a_table_without_splits_is_drawn_by_twin_and_person(tmp_path):
+    rows = [(f"{kind}{i}.mp4", kind, f"t{i}", f"p{i // 2}") for i in range(20) for kind in ("real", "fake")]
+    text = "path,label,twin,person,split\n" + "".join(f"{','.join(row)},\n" for row in rows)
+    found = find("table", table(tmp_path, text, *(row[0] for row in rows)))
+    split = split_of(found)
+    for i in range(0, 20, 2):
+        assert len({split[f"{kind}{n}.mp4"] for n in (i, i + 1) for kind in ("real", "fake")}) == 1
+    assert Counter(split.values()) == {"train": 28, "val": 4, "test": 8}
+
+
+def test_all_bad_cells_of_a_table_are_listed_with_their_rows(tmp_path):
+    text = (
+        "path,label,split,compression,video_id\n"
+        "a.mp4,real,train,raw,a\n"
+        "gone.mp4,fake,train,raw,b\n"
+        ",maybe,train,raw,c\n"
+        "a.mp4,real,later,raw,a\n"
+        "d.txt,1,test,best,d\n"
+    )
+    with pytest.raises(ValueError, match=r"mine\.csv: ") as error:
+        find("table", table(tmp_path, text, "a.mp4", "d.txt"))
+    said = str(error.value)
+    for expected in (
+        "label, row 3: ",
+        "split, row 4: ",
+        "path, row 3: empty",
+        "path, rows 2, 5: expected a video",
+        "path, row 4: expected each once",
+        "compression, row 5: ",
+        "compression, row 4: expected each quality of a video once",
+    ):
+        assert expected in said, expected
+
+
+def test_two_splits_for_one_video_or_one_person_of_a_table_are_refused(tmp_path):
+    text = "path,label,split,compression,video_id\na.mp4,0,train,c23,a\nb.mp4,0,test,c40,a\n"
+    with pytest.raises(ValueError, match="split, row 2: expected the same for all rows of a video"):
+        find("table", table(tmp_path, text, "a.mp4", "b.mp4"))
+    text = "path,label,split,person\na.mp4,0,train,ann\nb.mp4,1,test,ann\nc.mp4,0,val,cy\n"
+    found = find("table", table(tmp_path, text, "c.mp4"))
+    with pytest.raises(ValueError, match=r"'mine/real/a\.mp4' is in the split train and 'mine/fake/b\.mp4' in test"):
+        check(found.videos, [], "mine")
+
+
+def test_what_is_no_source_is_told_what_would_be(tmp_path):
+    for path in (tmp_path, touch(tmp_path, "set.zip") / "set.zip"):
+        with pytest.raises(ValueError, match=r"expected a FaceForensics.*metadata\.json.*real/ and fake/.*\.csv"):
+            recognise(path)

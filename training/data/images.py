@@ -1,0 +1,252 @@
+"""Pictures by Pillow: opened here alone, and given as a viewer shows them: upright, opaque, eight bits, RGB.
+
+Colour profiles are not applied: the numbers are those of the file. Pillow's own limit of pixels, a global variable, is
+left alone: with its default it refuses nothing below :data:`MAX_PIXELS`, and its warning is silenced here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from ..files import BrokenFile
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    HEIF = ()
+else:
+    register_heif_opener()
+    HEIF = ("HEIF",)
+
+Image.init()
+FORMATS = tuple(
+    name
+    for name in (
+        *("PNG", "JPEG", "WEBP", "AVIF", *HEIF, "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM", "ICO", "ICNS"),
+        *("QOI", "SGI", "SUN", "PCX", "DDS", "PSD", "TGA"),  # TGA last: it has no signature
+    )
+    if name in Image.OPEN
+)
+"""Pillow's decoders that may be used: none runs a program, as that of EPS does, or draws pages."""
+
+ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {
+    *(".heic", ".heif", ".mpo"),
+}
+"""File endings of these formats, in lower case; also those of HEIC without pillow-heif, so that its lack is said."""
+
+ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif", ".avifs"})
+"""Endings of files that may hold an animation, in lower case."""
+
+MAX_PIXELS = 2**27
+"""The most pixels of a picture, and of a frame of a clip."""
+
+BACKGROUND = (255, 255, 255)
+"""What transparent pixels are laid on: white, the page of a viewer."""
+
+
+def read(path: Path | str) -> np.ndarray:
+    """A picture as a viewer shows it, of an animation the first frame.
+
+    - Transparent pixels are laid on :data:`BACKGROUND`.
+    - The orientation tag is obeyed; one that is no integer 1…8, or EXIF that cannot be parsed, means upright.
+    - Sixteen bits are scaled to eight, never clipped. Grey values of 32 bits, integer or float, are taken as they are
+      where all lie within 0…255, for 16 bits where all lie within 0…65535, else stretched from least to greatest;
+      floats that all lie within 0…1 span black to white.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB.
+
+    Raises:
+        BrokenFile: it cannot be opened or decoded, or has more than :data:`MAX_PIXELS`; the reason has no path.
+    """
+    with _opened(path) as image:
+        return _pixels(image, 0)
+
+
+def frames(path: Path | str) -> Iterator[np.ndarray]:
+    """The frames of an animation in order, each composed as shown, or the one of a still; see :func:`read`."""
+    with _opened(path) as image:
+        for number in _shown(image):
+            yield _pixels(image, number)
+
+
+def length(path: Path | str) -> int:
+    """The number of frames of an animation; 1 of a still, to which a preview or further pages do not count.
+
+    Raises:
+        BrokenFile: it cannot be opened.
+    """
+    with _opened(path) as image:
+        return len(_shown(image))
+
+
+def is_animation(path: Path | str) -> bool:
+    """Whether it is a GIF, WebP, APNG or AVIF of several frames; False of what cannot be opened."""
+    try:
+        return length(path) > 1
+    except BrokenFile:
+        return False
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise BrokenFile for more pixels than :data:`MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise BrokenFile(f"has {width} × {height} pixels, more than {MAX_PIXELS}")
+
+
+def reason(error: Exception) -> str:
+    """What an exception of a library says, for a message of one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"cannot be read: {' '.join(text.split())}"
+
+
+def resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """``(H, W, 3)`` uint8 at ``(size, size, 3)``, bicubic: what models see. The array itself where it has that size."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def cut(pixels: np.ndarray, box: Sequence[int], size: int | None) -> np.ndarray:
+    """The inside of a box, at a side of ``size`` pixels (bicubic) unless that is None.
+
+    Args:
+        pixels: ``(H, W, 3)`` uint8.
+        box: left, top, right, bottom in whole pixels; right and bottom lie outside.
+
+    Returns:
+        ``(bottom - top, right - left, 3)`` or ``(size, size, 3)`` uint8.
+
+    Raises:
+        ValueError: the box is empty, or reaches beyond the picture.
+    """
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = box = tuple(int(side) for side in box)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"box: expected left < right and top < bottom within {width}×{height}, got {box}")
+    if size is None:
+        return pixels[top:bottom, left:right]
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=None))
+
+
+def write_png(path: Path | str, pixels: np.ndarray) -> None:
+    """Write ``(H, W, 3)`` uint8 as PNG; the folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, "PNG", compress_level=4)
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """An image within the budget; whatever is raised by a decoder becomes BrokenFile."""
+    try:
+        with _quiet():
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            check_size(*image.size)
+            yield image
+    except BrokenFile:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenFile(_unidentified(path)) from error
+    except Image.DecompressionBombError as error:
+        raise BrokenFile(f"has more than {MAX_PIXELS} pixels") from error
+    except Exception as error:  # decoders raise anything: struct.error, SyntaxError, EOFError, MemoryError, …
+        raise BrokenFile(reason(error)) from error
+
+
+def _unidentified(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf") and not HEIF:
+        return "HEIC needs another package: pip install pillow-heif"
+    return "not a picture of a known format, or its header is damaged"
+
+
+@_quiet()
+def _shown(image: Image.Image) -> range:
+    """The numbers of the frames that a viewer plays; an APNG may have a picture before them for others."""
+    if image.format not in ("GIF", "WEBP", "PNG", "AVIF"):
+        return range(1)
+    return range(bool(getattr(image, "default_image", False)), getattr(image, "n_frames", 1))
+
+
+@_quiet()
+def _pixels(image: Image.Image, number: int) -> np.ndarray:
+    """A frame of an image, ``(H, W, 3)`` uint8."""
+    if number:
+        image.seek(number)
+    stored = image.tile[0].args if image.tile else None
+    image.load()
+    transparency = image.info.get("transparency")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        pixels = np.repeat(_grey(image, values)[:, :, None], 3, axis=2)
+        if transparency is not None:
+            pixels[values == transparency] = BACKGROUND
+    elif image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        pixels = np.asarray(ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
+    elif image.has_transparency_data:
+        if stored == "RGB;16B":  # the transparent colour has sixteen bits, the pixels no longer
+            image.info["transparency"] = tuple(value >> 8 for value in transparency)
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        pixels = np.asarray(Image.alpha_composite(background, image.convert("RGBA")).convert("RGB"))
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    return _upright(pixels, _orientation(image))
+
+
+def _grey(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Grey values of more than eight bits as uint8; the rule is that of :func:`read`."""
+    tags = getattr(image, "tag_v2", {})
+    if values.dtype == np.int32 and tags.get(339) == (1,):  # SampleFormat: unsigned
+        values = values.view(np.uint32)
+    low, high = values.min(), values.max()
+    if not np.isfinite([low, high]).all():
+        raise BrokenFile("has values that are not finite")
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        low, high = 0, 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample
+    elif values.dtype == np.float32 and low >= 0 and high <= 1:
+        low, high = 0, 1
+    elif low >= 0 and high <= 65535:
+        low, high = 0, 255 if high <= 255 else 65535
+    scaled = np.rint((values - float(low)) * (255 / max(float(high) - float(low), 1e-30))).astype(np.uint8)
+    return 255 - scaled if tags.get(262) == 0 else scaled  # PhotometricInterpretation: white is zero
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation tag, 1 where it means nothing; a TIFF has none left once it is loaded: Pillow turned it."""
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF that cannot be parsed raises anything
+        return 1
+    return tag if isinstance(tag, int) else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turned so that the first row and column lie where the tag says they belong."""
+    if 5 <= orientation <= 8:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,278 @@
+"""The manifest, the table of pairs: written, read and checked here alone, and with it the shards that it came in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from .. import files
+from . import tables
+from .tables import Problems, quoted, some
+
+COLUMNS = ("path_raw", "path_compressed", "label", "split")
+PATHS = COLUMNS[:2]
+IDENTITY = ("dataset", "manipulation", "video_id")
+UNNAMED = "compressed"  # the compression of a table that does not say
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read(where: str, *, pictures: bool = True) -> pandas.DataFrame:
+    """The table of pairs, checked.
+
+    Args:
+        where: a CSV or parquet file, several with commas between them, or a folder that prepare.py wrote.
+        pictures: look whether every picture is there.
+
+    Returns:
+        One row per pair, in the order of the files, equal ones once. ``path_raw`` and ``path_compressed`` lead from the
+        working directory, ``label`` is int64 (1 = fake), ``split`` is train, val or test. Text that is always there and
+        what it is where the table has none: compression (``UNNAMED``), dataset (the name of the file), manipulation
+        ("real", "fake"), video_id (``path_raw``), reference ("raw", what path_raw is called) and twin (``path_raw``;
+        equal for a real frame and the fake made of it). Other columns are as the table has them.
+        ``attrs["where"]`` is ``where``.
+
+    Raises:
+        ValueError: there is no such manifest, or it is not whole; or all that is wrong with it, with its rows.
+    """
+    problems = Problems(f"manifest {files.shown(where)}")
+    paths = _files(str(where))
+    parts = [_part(path, problems.of(files.shown(path)) if len(paths) > 1 else problems, pictures) for path in paths]
+    if parts := [part for part in parts if part is not None]:
+        table = pandas.concat(parts, ignore_index=True)
+        _check_agreement(table, problems)
+    problems.check()
+    known = [*COLUMNS, *IDENTITY, "compression", "reference", "twin"]
+    table = table.drop_duplicates(known, ignore_index=True)
+    table.attrs["where"] = str(where)
+    return table
+
+
+def check_for_training(table: pandas.DataFrame, compression: str) -> None:
+    """Check that a table of :func:`read` has what a training on one compression needs.
+
+    Raises:
+        ValueError: there is no such compression, it has no rows of a split, or one class only in train or val.
+    """
+    where = f"manifest {files.shown(table.attrs['where'])}"
+    rows = table[table["compression"] == compression]
+    if rows.empty:
+        raise ValueError(f"compression: {where} has {sorted(table['compression'].unique())}, got '{compression}'")
+    problems = Problems(where)
+    for split, purpose in (("train", "nothing can be learnt"), ("val", "its AUC chooses the model"), ("test", None)):
+        found = set(rows.loc[rows["split"] == split, "label"])
+        if not found:
+            problems.add("split", None, f"no rows of split '{split}' with compression '{compression}'")
+        elif purpose and len(found) == 1:
+            absent = "real (label 0)" if found == {1} else "fake (label 1)"
+            said = f"split {split} has no {absent} with compression '{compression}': {purpose}"
+            problems.add("label", None, said)
+    problems.check()
+
+
+def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | None:
+    """One file of a manifest, or None where columns are missing."""
+    table = tables.read(path, "manifest")
+    tables.require(table, COLUMNS, problems)
+    paths = [column for column in PATHS if column in table]
+    _make_whole(table, paths, path.parent, problems, pictures)
+    for column, understand in (("label", tables.labels), ("split", tables.splits)):
+        if column in table:
+            table[column] = understand(table[column], problems)
+    if not set(COLUMNS) <= set(table):
+        return None
+    defaults = {
+        "compression": UNNAMED,
+        "dataset": path.stem,
+        "manipulation": np.where(table["label"] == 1, "fake", "real"),
+        "video_id": table["path_raw"],
+        "reference": "raw",
+        "twin": table["path_raw"],
+    }
+    for column, default in defaults.items():
+        cells = tables.text(table[column]) if column in table else pandas.Series("", table.index)
+        empty = cells == ""
+        if column != "twin" and not empty.all():  # to have no twin is no fault
+            problems.add(column, empty, "empty, though other rows have it")
+        table[column] = cells.where(~empty, default)
+    return table
+
+
+def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, problems: Problems, pictures: bool) -> None:
+    """Make paths whole, in place, and add those that lead to no file to the problems."""
+
+    @cache  # one listing of a folder costs a network disk what one question about a file does
+    def listed(head: str) -> tuple[str, set[str]]:
+        place = os.path.join(folder / head, "").removeprefix(os.path.join(os.curdir, ""))
+        try:
+            with os.scandir(place or os.curdir) as entries:
+                return place, {entry.name for entry in entries if entry.is_file()}
+        except (OSError, ValueError):  # it is not there, or nothing could be
+            return place, set()
+
+    def find(cell: str) -> tuple[str, str | None]:
+        """The path, and what is there if it is no file."""
+        if not cell.strip():
+            return "", "empty"
+        head, tail = os.path.split(cell)
+        place, names = listed(head)
+        path = place + tail
+        if tail in names or os.path.isfile(path):  # the system may take other capitals, or forbid to list
+            return path, None
+        if "\\" in cell and (other := find(cell.replace("\\", "/")))[1] is None:
+            return other
+        return path, "a folder" if os.path.isdir(path) else "nothing"
+
+    for column in columns:
+        codes, cells = pandas.factorize(table[column].astype(str))
+        paths, faults = (np.array(values, object)[codes] for values in zip(*map(find, cells.tolist()), strict=True))
+        table[column] = paths
+        problems.add(column, faults == "empty", "empty")
+        for fault in ("nothing", "a folder") if pictures else ():
+            wrong = faults == fault
+            problems.add(column, wrong, f"expected a picture, found {fault} at {quoted(dict.fromkeys(paths[wrong]))}")
+
+
+def _check_agreement(table: pandas.DataFrame, problems: Problems) -> None:
+    """Add what lies in several splits and what has two labels to the problems."""
+    sure = table[
+        (table[list(PATHS)] != "").all(axis=1)
+    ]  # cells that were no split or label are in the problems already
+    sure = sure.assign(split=sure["split"].where(sure["split"] != ""), label=sure["label"].where(sure["label"] >= 0))
+
+    def several(keys: list[str], column: str) -> list[str]:
+        counts = sure.groupby(keys, sort=False)[column].nunique()
+        names = counts.index[counts > 1]
+        return ["/".join(name) for name in names] if len(keys) > 1 else list(names)
+
+    if videos := several(list(IDENTITY), "split"):
+        problems.add("split", None, f"videos in more than one split: {quoted(videos)}")
+    for column in PATHS:
+        if not videos and (pictures := several([column], "split")):  # else said already, and once is enough
+            problems.add(column, None, f"pictures in more than one split: {quoted(pictures)}")
+        if pictures := several([column], "label"):
+            problems.add(column, None, f"pictures with two labels: {quoted(pictures)}")
+
+
+def _files(where: str) -> list[Path]:
+    if os.path.isdir(where):
+        return _files_of_set(where)
+    names = [name.strip() for name in where.split(",") if name.strip()]
+    if os.path.isfile(where) or len(names) < 2:
+        return [Path(where)]
+    return [path for name in names for path in _files(name)]
+
+
+# ------------------------------------------------------------------------------------------------- writing, and shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """How far one of the parts is in which a set is prepared.
+
+    Attributes:
+        index, count: it is part ``index`` (from 1) of ``count``.
+        videos: how many belong to it; None where that was not written down.
+        done: how many of them have their pairs.
+        failed: why others have none, by path.
+        finished: its run has ended.
+    """
+
+    index: int
+    count: int
+    videos: int | None = None
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether each of its videos is done or failed, and its manifest is written."""
+        return self.finished and (self.videos or 0) <= self.done + len(self.failed)
+
+    def __str__(self) -> str:
+        state = "whole" if self.whole else "not started" if self.videos is None else "not ended"
+        counted = [] if self.videos is None else [f"{self.done} of {self.videos} videos"]
+        return f"{self.index}/{self.count}: " + ", ".join(
+            [*counted, *([f"{len(self.failed)} failed"] if self.failed else []), state]
+        )
+
+
+def file_of(folder: str | Path, index: int = 1, count: int = 1) -> Path:
+    """Where the manifest of a shard lies."""
+    return Path(folder) / ("manifest.parquet" if count == 1 else f"manifest-{index}-of-{count}.parquet")
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write rows, a dictionary of cells each, as a parquet file, whole or not at all."""
+    files.write_whole(Path(path), lambda target: pandas.DataFrame(rows).to_parquet(target, index=False))
+
+
+def write_shard(
+    folder: str | Path, index: int, count: int, videos: int, done: int, failed: dict[str, str], finished: bool
+) -> None:
+    """Write down how far a shard is, in the words of :class:`Shard`; ``finished`` after its manifest is written."""
+    state = {"videos": videos, "done": done, "failed": failed, "finished": finished}
+    files.write_text(Path(folder) / "shards" / f"{index}-of-{count}.json", json.dumps(state, indent=1))
+
+
+def status(folder: str | Path) -> list[Shard]:
+    """The shards of a set, those included that have not started; of each number of shards it was prepared in.
+
+    Where nothing was written down, as by an older version, a shard is whole if its manifest is there.
+
+    Raises:
+        ValueError: there is no set in the folder, or what was written down is damaged.
+    """
+    shards = {}
+    for path in (*Path(folder).glob("manifest*.parquet"), *Path(folder).glob("shards/*.json")):
+        match = re.fullmatch(r"(?:manifest-)?(\d+)-of-(\d+)", "1-of-1" if path.stem == "manifest" else path.stem)
+        if match:
+            key = int(match[1]), int(match[2])
+            try:
+                state = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else {"finished": True}
+                shards[key] = Shard(*key, **state)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"manifest: expected the state of a shard in '{files.shown(path)}', got: {error}"
+                ) from error
+    if not shards:
+        raise ValueError(f"manifest: none in '{files.shown(folder)}'")
+    counts = sorted({count for _, count in shards})
+    return [shards.get((i, count), Shard(i, count)) for count in counts for i in range(1, count + 1)]
+
+
+def describe_status(folder: str | Path) -> str:
+    """What :func:`status` finds, a line for each shard, for ``prepare.py --status``."""
+    return "\n".join(map(str, status(folder)))
+
+
+def _files_of_set(folder: str) -> list[Path]:
+    """The manifests of a prepared set, whole in one number of shards; of several numbers the one written last."""
+    sets: dict[int, list[Shard]] = {}
+    for shard in status(folder):
+        sets.setdefault(shard.count, []).append(shard)
+    lacking = {count: [shard for shard in shards if not shard.whole] for count, shards in sets.items()}
+    name = files.shown(folder)
+    if all(lacking.values()):
+        shards = min(lacking.values(), key=len)
+        said = [f"{s.index}/{s.count} has not {'started' if s.videos is None else 'ended'}" for s in shards]
+        raise ValueError(
+            f"manifest: '{name}' is not complete: shard {some(said, 5)}; prepare.py --status out={name} shows all"
+        )
+    found = [
+        [file_of(folder, s.index, s.count) for s in shards if s.videos is None or s.done]
+        for count, shards in sets.items()
+        if not lacking[count]
+    ]
+    latest = max(found, key=lambda paths: max((path.stat().st_mtime for path in paths if path.exists()), default=0.0))
+    if not latest:
+        raise ValueError(f"manifest: '{name}' has no pairs, for none of its videos could be prepared")
+    return latest

@@ -1,0 +1,129 @@
+"""DeepfakeBench's JSON manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from ..tables import SPLITS
+from ..video import Clip
+from .common import LEVEL, REAL, Found, Video, lost_frames, natural, qualities, twin_and_people, usable
+from .splits import Draw, complete, unknown_people
+
+Names = tuple[str, str, str, str, str]  # dataset, label, split, level or "", video
+
+
+def deepfakebench(path: Path, draw: Draw) -> Found:
+    """``{dataset: {label: {split: {[compression]: {video: {"label", "frames"}}}}}}``, frames below a folder above.
+
+    Frames that are not on disk are dropped, videos without any are left out, both with a remark.
+
+    Raises:
+        ValueError: it is no such manifest (naming the entry), or none of its frames is found.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"source '{path}': not JSON: {error}") from error
+    entries = {names: _frames(entry, names, path) for names, entry in _entries(content, path)}
+    root = _root_of(path, [frames[0] for frames in entries.values() if frames])
+
+    @cache
+    def on_disk(folder: Path) -> set[str]:
+        try:
+            return set(os.listdir(folder))
+        except (OSError, ValueError):  # also of names that no file can have
+            return set()
+
+    files: dict[Names, dict[str, Clip]] = {}  # by all names but the level
+    named = gone = lost = 0
+    for (dataset, label, split, level, name), frames in entries.items():
+        there = [root / frame for frame in frames if (root / frame).name in on_disk((root / frame).parent)]
+        named, gone = named + len(frames), gone + len(frames) - len(there)
+        by_level = files.setdefault((dataset, label, split, "", name), {})
+        if there:
+            by_level[level] = tuple(sorted(there, key=lambda frame: natural(frame.name)))
+    videos = []
+    for (dataset, label, split, _, name), by_level in files.items():
+        if not by_level:
+            continue
+        reference, levels = "source", {"source": by_level[""]} if "" in by_level else {}
+        if not levels:
+            reference, levels, missing = qualities(by_level)
+            lost += missing
+        fake = int("real" not in label.lower())
+        twin, people = _behind(label, name)
+        manipulation = label if fake else REAL
+        videos.append(Video(dataset, manipulation, name, fake, split, reference, levels, twin, people, root))
+    remarks = [f"{gone} of {named} frames are not on disk and are left out"] if gone else []
+    if empty := len(files) - len(videos):
+        remarks.append(f"{empty} of {len(files)} videos have no frame on disk and are left out")
+    videos, refused = usable(videos)
+    videos, more = complete(videos, draw)
+    return Found(videos, remarks + lost_frames(lost) + more + unknown_people(videos), refused)
+
+
+def _entries(content: object, path: Path) -> Iterator[tuple[Names, object]]:
+    """Every video's names and what the manifest says of it."""
+
+    def inside(value: object, *names: str) -> dict:
+        if not isinstance(value, dict):
+            where = f"'{'/'.join(names)}'" if names else "the whole"
+            raise ValueError(
+                f"source '{path}': not a DeepfakeBench manifest: expected {{…}} for {where}, got {type(value).__name__}"
+            )
+        return value
+
+    for dataset, labels in inside(content).items():
+        for label, splits in inside(labels, dataset).items():
+            for word, inner in inside(splits, dataset, label).items():
+                split = SPLITS.get(word.strip().lower())
+                if split is None:
+                    raise ValueError(f"source '{path}': expected train, val or test, got '{dataset}/{label}/{word}'")
+                inside(inner, dataset, label, word)
+                levels = inner if inner and all(map(LEVEL.fullmatch, inner)) else {"": inner}
+                for level, videos in levels.items():
+                    for name, entry in inside(videos, dataset, label, word, level).items():
+                        yield (dataset, label, split, level, name), entry
+
+
+def _frames(entry: object, names: Names, path: Path) -> list[Path]:
+    """The frames of an entry, relative or absolute; Windows' separators are taken."""
+    where = f"source '{path}': the video '{'/'.join(filter(None, names))}'"
+    frames = entry.get("frames") if isinstance(entry, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
+        raise ValueError(f'{where}: expected {{"label": …, "frames": [paths]}}, got {str(entry)[:80]}')
+    label = entry.get("label", names[1])
+    if not isinstance(label, str) or ("real" in label.lower()) != ("real" in names[1].lower()):
+        raise ValueError(f"{where}: expected a label like that of its group, '{names[1]}', got {label!r}")
+    return [Path(frame.replace("\\", "/")) for frame in frames]
+
+
+def _behind(label: str, name: str) -> tuple[str, tuple[str, ...] | None]:
+    """Twin and people, where the names of the set tell."""
+    if label.startswith("FF-"):
+        target, _, source = name.partition("_")
+        return target, (target, source) if source else (target,)
+    return twin_and_people(name) or (f"{label}/{name}", None)
+
+
+def _root_of(path: Path, frames: list[Path]) -> Path:
+    """The folder that frames are relative to: the first in which one of them lies."""
+    folders = [
+        root
+        for folder in path.resolve().parents
+        for root in (folder, folder / "datasets" / "rgb", folder / "datasets", folder / "rgb")
+        if root.is_dir()
+    ]
+    for frame in frames:
+        for root in folders:
+            if (root / frame).is_file():
+                return root
+    if not frames:
+        raise ValueError(f"source '{path}': expected videos with frames, got none")
+    raise ValueError(
+        f"source '{path}': its first frame '{frames[0]}' and all others lie below none of the folders above"
+    )

@@ -1,0 +1,273 @@
+"""What a run leaves on disk: checkpoints that are whole or absent, and the trained models of a run or of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from ..files import shown, write_whole
+from ..options import Config, load
+from .detector import Detector, pretrained_setting
+from .weights import read_torch, read_weights
+
+WEIGHTS = "model.safetensors"
+KEPT = 2  # checkpoints: a damaged one falls back to the one before it
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass
+class Progress:
+    """How far the training of one model is, in optimiser steps."""
+
+    step: int = 0
+    best_auc: float = -math.inf
+    best_step: int = 0
+    validations_without_gain: int = 0
+    seconds: float = 0.0
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_whole(path, lambda target: save_file(state, target))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), reverse=True)
+
+
+def save_checkpoint(
+    folder: Path, accelerator: Accelerator, config: Config, progress: Progress, parts: dict[str, Any]
+) -> None:
+    """Write checkpoint-{step}: the rename is the moment from which it exists, then the third-last one is removed."""
+    final = folder / f"checkpoint-{progress.step:08d}"
+    draft = folder / f".{final.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_weights(accelerator.unwrap_model(parts["model"]), draft / WEIGHTS)
+        state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler")}
+        state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
+        state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
+        torch.save(state | {"progress": asdict(progress)}, draft / "state.pt")
+        (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    torch.save(rng, draft / f"rng-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (draft / "sums.json").write_text(json.dumps(_sums(draft)))
+        if not final.exists():
+            os.rename(draft, final)
+        for path in _checkpoints(folder)[KEPT:]:
+            shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "sums.json":
+            with path.open("rb") as file:
+                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def last_checkpoint(
+    folder: Path, say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+) -> Path | None:
+    """The newest checkpoint that is as it was written; damaged ones are named, and None where there is none.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    damaged = []
+    for path in _checkpoints(folder):
+        try:
+            if (path / "sums.json").exists() and json.loads((path / "sums.json").read_text()) != _sums(path):
+                raise ValueError("its files are not as they were written")
+            read_torch(path / "state.pt")
+            read_weights(path / WEIGHTS)
+        except (ValueError, OSError) as error:
+            damaged.append(path)
+            say(f"note: the checkpoint {path} is damaged, the one before it is used: {error}")
+            continue
+        return path
+    if damaged:
+        raise ValueError(f"resume: no checkpoint of {folder} can be read: {', '.join(path.name for path in damaged)}")
+    return None
+
+
+def load_checkpoint(path: Path, accelerator: Accelerator, parts: dict[str, Any]) -> Progress:
+    """Bring every part back to where :func:`save_checkpoint` left it."""
+    accelerator.unwrap_model(parts["model"]).load_state_dict(read_weights(path / WEIGHTS))
+    state = read_torch(path / "state.pt")
+    for name in ("optimizer", "scheduler"):
+        parts[name].load_state_dict(state[name])
+    accelerator.unwrap_model(parts["distiller"]).load_state_dict(state["distiller"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    if (own := path / f"rng-{accelerator.process_index}.pt").exists():  # else another number of processes goes on
+        rng = read_torch(own)
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+    return Progress(**state["progress"])
+
+
+# ------------------------------------------------------------------------------------------------------ trained models
+
+
+@dataclass(kw_only=True)
+class Foreign:
+    """What a file of weights from elsewhere does not tell about its model."""
+
+    model: str | None = None
+    """timm model of a file that comes from elsewhere."""
+    image_size: int | None = None
+    """Side in pixels of the images; null: as the run was trained, of a foreign file timm's own for the model."""
+    mean: list[float] | None = None
+    """Mean of the normalisation, pixels in 0…1: one number or three; null: as the run was trained (0.5), of a foreign
+    file timm's own for the model."""
+    std: list[float] | None = None
+    """Standard deviation of the normalisation; null: as mean."""
+    fake_class: Literal[0, 1] = 1
+    """Which of a foreign model's two classes is fake."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and (len(value) not in (1, 3) or not all(map(math.isfinite, value))):
+                raise ValueError(f"{name}: expected one number or three, got {value}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std: expected numbers above 0, got {self.std}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size: expected at least 1, got {self.image_size}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model on disk.
+
+    Attributes:
+        path: its file of weights.
+        role: ``teacher``, a distiller's name, or the file's stem.
+        architecture: its timm model.
+        foreign: what was said of it on the command line.
+        config: of the run that trained it; None for a file from elsewhere.
+    """
+
+    path: Path
+    role: str
+    architecture: str
+    foreign: Foreign
+    config: Config | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """The quality of the images it learnt from: ``raw`` for a teacher, ``unknown`` for a file from elsewhere."""
+        if self.config is None:
+            return "unknown"
+        return "raw" if self.role == "teacher" else self.config.compression
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of its images."""
+        default = self.config.image_size if self.config else pretrained_setting(self.architecture)[2]
+        return self.foreign.image_size or default
+
+    def load(self, device: torch.device | str = "cpu") -> Detector:
+        """The model in evaluation mode; of a file from elsewhere, ``fit`` tells how it fitted.
+
+        Raises:
+            ValueError: not its weights, or no two-class head among them.
+        """
+        mean, std = (0.5, 0.5) if self.config else pretrained_setting(self.architecture)[:2]
+        mean, std = self.foreign.mean or mean, self.foreign.std or std
+        options = {"mean": mean, "std": std, "fake_class": self.foreign.fake_class}
+        model = Detector(self.architecture, self.image_size, weights=self.path, **options)
+        if not model.fit.head:
+            raise ValueError(f"weights {self.path}: no two-class head, so the model is not a detector yet; {model.fit}")
+        if self.config and not model.fit.complete:
+            raise ValueError(f"{self.path}: not the weights of '{self.architecture}': {model.fit}")
+        return model.to(device, memory_format=torch.channels_last).eval()
+
+    def assumptions(self, model: Detector) -> list[str]:
+        """What is to be said of a loaded model: how a file from elsewhere fitted, and how it is shown images."""
+        if self.config is not None:
+            return []
+        size, told = self.image_size, ("image_size", "mean", "std")
+        source = (
+            "as said" if all(getattr(self.foreign, name) for name in told) else f"timm's own but where {told} say else"
+        )
+        normalised = f"normalised to mean {model.mean} and deviation {model.std}"
+        return [str(model.fit), f"weights {shown(self.path)}: images of {size}×{size} px, {normalised} ({source})"]
+
+
+def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Trained]:
+    """The trained models that a path holds.
+
+    Args:
+        path: the folder of a run (every model of it, the teacher first), the folder of one model, or a file of weights.
+        foreign: about a file that lies in no run.
+
+    Raises:
+        ValueError: nothing there, or a file whose architecture is not known.
+    """
+    path, foreign = Path(path), foreign or Foreign()
+    if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
+        if foreign.model is None:
+            raise ValueError(f"checkpoint {path}: a file from elsewhere; its timm model is needed: model=NAME")
+        return [Trained(path, path.stem, foreign.model, foreign)]
+    folder = path.parent if path.is_file() else path
+    if (folder / WEIGHTS).is_file() and (saved := _saved_config(folder)):
+        return [_of_run(folder / WEIGHTS, load(saved), foreign)]
+    if (folder / "config.yaml").is_file():
+        config = load(folder / "config.yaml")
+        found = {file.parent.name: _of_run(file, config, foreign) for file in folder.glob(f"*/{WEIGHTS}")}
+        if "teacher" not in found and config.teacher_checkpoint and Path(config.teacher_checkpoint).is_file():
+            given = Path(config.teacher_checkpoint)
+            found["teacher"] = Trained(given, "teacher", config.teacher_model, foreign, config)
+        order = ["teacher", *config.students, *sorted(found)]
+        if found:
+            return sorted(found.values(), key=lambda model: order.index(model.role))
+    raise ValueError(
+        f"checkpoint {path}: expected the folder of a run, the folder of a model ({WEIGHTS} in a run), or a file of "
+        f"weights; found none"
+    )
+
+
+def find_one_trained(path: str | Path, foreign: Foreign | None = None) -> Trained:
+    """As :func:`find_trained`, where one model is needed; several are an error that names them."""
+    found = find_trained(path, foreign)
+    if len(found) > 1:
+        folders = ", ".join(str(model.path.parent) for model in found)
+        raise ValueError(f"checkpoint {path}: expected one model, got a run of {len(found)}; choose: {folders}")
+    return found[0]
+
+
+def _saved_config(folder: Path) -> Path | None:
+    file = folder.resolve().parent / "config.yaml"
+    return file if file.is_file() else None
+
+
+def _of_run(file: Path, config: Config, foreign: Foreign) -> Trained:
+    role = file.resolve().parent.name
+    architecture = config.teacher_model if role == "teacher" else config.student_model
+    return Trained(file, role, architecture, foreign, config)
