@@ -1,5 +1,6 @@
 # make train   run the main job on the embedded set           make lint   ruff, the pinned version
-# make test    run every test                                 make bench  the table of speeds against plain PyTorch
+# make test    run the tests                                  make bench  the table of speeds against plain PyTorch
+# make test-slow   those that take minutes and rarely break: the Triton kernels compiled for GPUs that are not here
 # make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
 # make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
 # Each but the last creates .venv and installs what it needs when that is missing; the last uses PYTHON as it is.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test lint bench gate gpu
+.PHONY: train test test-slow lint bench gate gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -25,8 +26,11 @@ OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 train: .venv/train
 	.venv/bin/python training/train.py
 
-test: .venv/test $(OLDEST_TRITON)
-	.venv/bin/python -m pytest -n auto --dist worksteal
+test: .venv/test
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: .venv/test $(OLDEST_TRITON)
+	.venv/bin/python -m pytest -n auto --dist worksteal -m slow
 
 lint: .venv/lint
 	.venv/bin/ruff check .

@@ -33,7 +33,7 @@ def one_thread():
 class Brightness(nn.Module):
     """Stands in for a detector: its probability of fake is the mean of the pixels, its feature the same."""
 
-    fit, mean, std = None, 0.5, 0.5
+    fit, mean, std, image_size = None, 0.5, 0.5, 4
 
     def pixels(self, images):
         return images.permute(0, 3, 1, 2) / 127.5 - 1

@@ -227,13 +227,14 @@ TRITONS = {"the installed Triton": None, "Triton 3.6": Path(sys.prefix) / "trito
 def ahead_of_time(triton, *arguments):
     path = TRITONS[triton]
     if path is not None and not path.exists():
-        pytest.skip(f"{path} does not exist; make test installs it")
+        pytest.skip(f"{path} does not exist; make test-slow installs it")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(path or "")
     command = [sys.executable, HERE / "ahead_of_time.py", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("triton", TRITONS)
 def test_the_kernels_compile_within_the_budget_of_every_architecture(triton):
     done = ahead_of_time(triton)
@@ -244,6 +245,7 @@ def test_the_kernels_compile_within_the_budget_of_every_architecture(triton):
         assert backend != "triton" or f"\n{launcher}: " in done.stdout
 
 
+@pytest.mark.slow
 def test_kernels_over_the_budget_are_refused():
     done = ahead_of_time("the installed Triton", "--self-test")
     assert done.returncode == 0 and done.stdout.count("REFUSED") >= 6, done.stdout + done.stderr

@@ -10,8 +10,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pandas
 import pytest
+import trees
 
+from training import prepare
 from training.data import workers
 from training.files import write_text
 
@@ -163,3 +166,35 @@ def test_a_slurm_array_is_the_shards_of_one_command(tmp_path):
     )  # fmt: skip
     words = ["training/prepare.py", "/data/my set", "out=/data/pairs", "jobs=4", "--shard", "3/8"]
     assert called.stdout.splitlines() == words
+
+
+def test_prepare_on_a_cluster_of_which_a_worker_is_killed_gives_what_processes_give(scheduler, tmp_path, monkeypatch):
+    import distributed
+
+    for label, kind in enumerate(("real", "fake")):
+        for number in range(6):
+            clip = trees.clip_of("train", number, label, size=64, frames=12)
+            trees.write_video(tmp_path / "in" / kind / f"{number}.mp4", clip, crf=20)
+    monkeypatch.chdir(tmp_path)  # relative names must reach workers that stand elsewhere
+    words = ["in", "detector=none", "crfs=[40]", "size=32", "frames=4", "jobs=1"]
+    assert prepare.main([*words, "out=alone"]) == 0
+
+    with distributed.Client(scheduler) as client:
+        (victim,) = list(client.run(os.getpid).values())[:1]
+    rows = tmp_path / "shared" / "rows"
+
+    def kill_when_begun():
+        while not list(rows.rglob("*.json")):
+            time.sleep(0.02)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_begun)
+    killer.start()
+    assert prepare.main([*words, "out=shared", f"scheduler={scheduler}"]) == 0
+    killer.join()
+    alone, shared = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
+        for folder in (tmp_path / "alone", tmp_path / "shared")
+    )
+    assert alone == shared and len(alone) == 12 * 4 * 2
+    assert pandas.read_parquet("alone/manifest.parquet").equals(pandas.read_parquet("shared/manifest.parquet"))

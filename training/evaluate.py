@@ -268,7 +268,7 @@ def work(options: Options) -> int:
                 raise ValueError(f"split: manifest {manifest} has {sorted(sets[key])}, got '{options.split}'")
             about = {"model": name, "role": trained.role, "trained_on": trained.trained_on, "path": str(trained.path)}
             about["manifest"] = manifest or "embedded"
-            for found in evaluate(model, sets[key], trained.image_size, options, said):
+            for found in evaluate(model, sets[key], model.image_size, options, said):
                 rows += [about | row for row in found]
                 said |= {kind: list(dict.fromkeys(lines)) for kind, lines in said.items()}
                 write(rows, said, options)

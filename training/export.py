@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data.crops import Cropping
+from training.files import shown
 from training.models.checkpoints import Foreign, Trained, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, Stopped, run
@@ -50,7 +51,7 @@ class Student(nn.Module):
 
 def metadata(trained: Trained, model: Detector, margin: float) -> dict[str, str]:
     """What a file tells about itself."""
-    size, normalised = trained.image_size, f"mean {model.mean}, std {model.std}"
+    size, normalised = model.image_size, f"mean {model.mean}, std {model.std}"
     return {
         "input": f"images: (batch, {size}, {size}, 3) uint8 RGB; the graph normalises them to {normalised}",
         "output": "probability: (batch,) float32 of fake; logits: (batch, 2), real and fake",
@@ -103,11 +104,15 @@ def export(trained: Trained, paths: list[Path], margin: float) -> dict[Path, flo
     """
     if wrong := [str(path) for path in paths if path.suffix not in FORMATS]:
         raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got {wrong}")
-    size, model = trained.image_size, trained.load("cpu")
-    print(*trained.assumptions(model), sep="\n", end="\n" if trained.config is None else "", file=sys.stderr)
+    model = trained.load("cpu")
+    for line in trained.assumptions(model):
+        print(shown(f"note: {line}"), file=sys.stderr)
     student = Student(model).eval()
     rng = np.random.default_rng(SEED)
-    trials = [torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)) for n in BATCHES]
+    trials = [
+        torch.from_numpy(rng.integers(0, 256, (n, model.image_size, model.image_size, 3), dtype=np.uint8))
+        for n in BATCHES
+    ]
     with torch.no_grad():
         expected = [model(model.pixels(images))[2].numpy() for images in trials]
     batch = torch.export.Dim("batch")

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from torch import nn
 
 from ..files import shown, write_whole
 from ..options import Config, load
 from .detector import Detector, pretrained_setting
-from .weights import read_torch, read_weights
+from .weights import read_metadata, read_torch, read_weights
 
 WEIGHTS = "model.safetensors"
+NOTE = "add_ops"  # key of the metadata of our files of weights
 KEPT = 2  # checkpoints: a damaged one falls back to the one before it
 
 
@@ -41,9 +41,11 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: Detector, path: Path) -> None:
+    """Write the weights, and beside them what one must know to use them without their run."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_whole(path, lambda target: save_file(state, target))
+    about = {name: getattr(model, name) for name in ("name", "image_size", "mean", "std")}
+    write_whole(path, lambda target: save_file(state, target, {NOTE: json.dumps(about)}))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -170,7 +172,8 @@ class Trained:
         role: ``teacher``, a distiller's name, or the file's stem.
         architecture: its timm model.
         foreign: what was said of it on the command line.
-        config: of the run that trained it; None for a file from elsewhere.
+        config: of the run that trained it; None for a file that lies in no run.
+        note: what such a file tells about itself, if it was written here.
     """
 
     path: Path
@@ -178,6 +181,7 @@ class Trained:
     architecture: str
     foreign: Foreign
     config: Config | None = None
+    note: dict[str, Any] | None = None
 
     @property
     def trained_on(self) -> str:
@@ -187,10 +191,15 @@ class Trained:
         return "raw" if self.role == "teacher" else self.config.compression
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of its images."""
-        default = self.config.image_size if self.config else pretrained_setting(self.architecture)[2]
-        return self.foreign.image_size or default
+    def setting(self) -> tuple[Sequence[float], Sequence[float], int]:
+        """Mean and deviation of the normalisation, and side in pixels of its images."""
+        if self.config:
+            mean, std, size = [0.5], [0.5], self.config.image_size
+        elif self.note:
+            mean, std, size = (self.note[name] for name in ("mean", "std", "image_size"))
+        else:
+            mean, std, size = pretrained_setting(self.architecture)
+        return self.foreign.mean or mean, self.foreign.std or std, self.foreign.image_size or size
 
     def load(self, device: torch.device | str = "cpu") -> Detector:
         """The model in evaluation mode; of a file from elsewhere, ``fit`` tells how it fitted.
@@ -198,10 +207,9 @@ class Trained:
         Raises:
             ValueError: not its weights, or no two-class head among them.
         """
-        mean, std = (0.5, 0.5) if self.config else pretrained_setting(self.architecture)[:2]
-        mean, std = self.foreign.mean or mean, self.foreign.std or std
+        mean, std, size = self.setting
         options = {"mean": mean, "std": std, "fake_class": self.foreign.fake_class}
-        model = Detector(self.architecture, self.image_size, weights=self.path, **options)
+        model = Detector(self.architecture, size, weights=self.path, **options)
         if not model.fit.head:
             raise ValueError(f"weights {self.path}: no two-class head, so the model is not a detector yet; {model.fit}")
         if self.config and not model.fit.complete:
@@ -212,12 +220,11 @@ class Trained:
         """What is to be said of a loaded model: how a file from elsewhere fitted, and how it is shown images."""
         if self.config is not None:
             return []
-        size, told = self.image_size, ("image_size", "mean", "std")
-        source = (
-            "as said" if all(getattr(self.foreign, name) for name in told) else f"timm's own but where {told} say else"
-        )
+        size, said = model.image_size, [name for name in ("image_size", "mean", "std") if getattr(self.foreign, name)]
+        source = "as the file says" if self.note else "timm's for this model"
+        how = f"{source}; {', '.join(said)} as told" if said else f"{source}; image_size=, mean=, std= say otherwise"
         normalised = f"normalised to mean {model.mean} and deviation {model.std}"
-        return [str(model.fit), f"weights {shown(self.path)}: images of {size}×{size} px, {normalised} ({source})"]
+        return [str(model.fit), f"weights {shown(self.path)}: images of {size}×{size} px, {normalised} ({how})"]
 
 
 def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Trained]:
@@ -232,9 +239,11 @@ def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Train
     """
     path, foreign = Path(path), foreign or Foreign()
     if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
-        if foreign.model is None:
+        note = json.loads(read_metadata(path).get(NOTE, "null"))
+        model = foreign.model or (note and note["name"])
+        if model is None:
             raise ValueError(f"checkpoint {path}: a file from elsewhere; its timm model is needed: model=NAME")
-        return [Trained(path, path.stem, foreign.model, foreign)]
+        return [Trained(path, path.stem, model, foreign, note=note if note and note["name"] == model else None)]
     folder = path.parent if path.is_file() else path
     if (folder / WEIGHTS).is_file() and (saved := _saved_config(folder)):
         return [_of_run(folder / WEIGHTS, load(saved), foreign)]

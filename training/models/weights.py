@@ -7,6 +7,7 @@ model's names are found with fitting shapes is taken off.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -132,6 +133,19 @@ def read_torch(path: str | Path) -> object:
         raise ValueError(
             f"weights {shown(path)}: expected a safetensors or torch file of weights, got: {reason}"
         ) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file tells about itself; empty for other files."""
+    with Path(path).open("rb") as file:
+        beginning = file.read(9)
+        if beginning[8:] != b"{":
+            return {}
+        header = b"{" + file.read(min(int.from_bytes(beginning[:8], "little"), 10**8) - 1)  # the format's own limit
+    try:
+        return json.loads(header).get("__metadata__", {})
+    except ValueError:
+        return {}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -1,0 +1,60 @@
+"""Which frames are looked at, the face that is followed through them, and the square that is cut."""
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+from training.data import crops, faces, inspection, sources
+from training.files import BrokenFile
+from training.prepare import Options
+
+
+def test_cascade_finds_the_astronaut(tmp_path):
+    trees.write_video(tmp_path / "0.mp4", clip := trees.face_clip(frames=4), crf=10)
+    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0")
+    options = Options(source=str(tmp_path), out=str(tmp_path / "out"), frames=4, crfs=[30])
+    rows, _ = crops.pairs_of(item, options)
+    for number, row in enumerate(rows):
+        side, centre = row["right"] - row["left"], (row["right"] + row["left"]) / 2
+        assert 70 < side < 110 and side == row["bottom"] - row["top"]
+        assert abs(centre - (76 - 2 * number)) < 10 and abs((row["top"] + row["bottom"]) / 2 - 85) < 10
+        assert Image.open(tmp_path / "out" / row["path_compressed"]).size == (128, 128)
+    assert not inspection.misaligned(*(
+        np.asarray(Image.open(tmp_path / "out" / rows[1][name])) for name in ("path_raw", "path_compressed")
+    ))  # fmt: skip
+    trees.write_video(tmp_path / "0.mp4", 0 * clip, crf=10)
+    with pytest.raises(BrokenFile, match="no face found in any of 4 frames"):
+        crops.pairs_of(item, options)
+
+
+def test_boxes_from_a_file(tmp_path):
+    trees.write_video(tmp_path / "0.mp4", trees.face_clip(frames=4), crf=10)
+    table = "video,frame,left,top,right,bottom\n0.mp4,0,10,20,30,40\n0.mp4,3,40,20,60,40\n"
+    (tmp_path / "boxes.csv").write_text(table)
+    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0", root=tmp_path)
+    options = {"source": str(tmp_path), "out": str(tmp_path / "out"), "frames": 4, "crfs": [30], "smoothing": 0}
+    options |= {"detector": "file", "detector_file": str(tmp_path / "boxes.csv"), "margin": 1.5}
+    rows, _ = crops.pairs_of(item, Options(**options))
+    assert [(r["left"], r["top"], r["right"], r["bottom"]) for r in rows] == [
+        (5 + 10 * i, 15, 35 + 10 * i, 45) for i in range(4)
+    ]
+
+
+def test_one_face_is_followed():
+    face = np.array([10.0, 10, 30, 30])
+    other = np.array([100.0, 10, 118, 28])
+    track = faces.follow([np.array([other, face + 1]), np.array([face]), np.empty((0, 4)), np.array([other])])
+    assert np.array_equal(track[:2], [face + 1, face]) and np.isnan(track[2:]).all()
+    filled = faces.smooth(np.array([[0.0] * 4, [np.nan] * 4, [4.0] * 4]), np.array([0.0, 1, 4]), 0)
+    assert filled[:, 0].tolist() == [0, 1, 4]
+    line = np.arange(9.0)[:, None] * np.ones(4)
+    assert np.allclose(faces.smooth(line, np.arange(9.0), 1)[4], 4) and faces.smooth(line, np.arange(9.0), 1)[0, 0] > 0
+    assert faces.squares(np.array([[0.0, 0, 10, 20], [90, 0, 100, 200]]), 1.3, 100, 60).tolist() == [
+        [0, 0, 26, 26], [40, 0, 100, 60],
+    ]  # fmt: skip
+
+
+def test_frames_are_evenly_spaced():
+    assert crops.evenly(10, 5) == [1, 3, 5, 7, 9] and crops.evenly(3, 64) == [0, 1, 2]
+    assert crops.evenly(300, 2) == [75, 225]
