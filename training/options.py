@@ -9,13 +9,14 @@ import difflib
 import json
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
 O = TypeVar("O")  # noqa: E741 - a dataclass of options
@@ -52,7 +53,8 @@ def run(
         The exit status: that of ``work``, 1 where it was stopped, 2 for wrong usage or input, 130 after Ctrl-C.
     """
     try:
-        return work(read(sys.argv[1:] if argv is None else argv, kind, command, default)) or 0
+        about = sys.modules[work.__module__].__doc__
+        return work(read(sys.argv[1:] if argv is None else argv, kind, command, default, about)) or 0
     except Stopped as error:
         status, said = 1, f"error: {error}"
     except (ValueError, OSError) as error:
@@ -63,8 +65,12 @@ def run(
     return status
 
 
-def read(argv: Sequence[str], kind: type[O], command: str, default: Path | None = None) -> O:
-    """Options from the words of a command line; see :func:`run`.
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Examples as they stand, options folded."""
+
+
+def read(argv: Sequence[str], kind: type[O], command: str, default: Path | None = None, about: str | None = None) -> O:
+    """Options from the words of a command line; see :func:`run`. ``about`` is what ``--help`` says first.
 
     Raises:
         ValueError: an unknown key, a value of the wrong type or out of range.
@@ -76,7 +82,8 @@ def read(argv: Sequence[str], kind: type[O], command: str, default: Path | None 
     parser = ArgumentParser(
         prog=f"python training/{command}",
         usage=" ".join(["%(prog)s", *(f"{f.name} …" for f in bare), "[key=value | --key value] …"]),
-        description=kind.__doc__,
+        description=(about or kind.__doc__).replace("``", "'"),
+        formatter_class=_Formatter,
         default_env=False,
         print_config=None,
         exit_on_error=False,
