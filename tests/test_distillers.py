@@ -7,8 +7,9 @@ import pytest
 import torch
 from closeness import relative_error
 
+from add_ops import frequency_attention_loss, multi_view_loss
+from training.config import Config
 from training.models.distillers import DISTILLERS, NonLocal
-from training.options import Config
 
 CHANNELS = [3, 4, 5, 6]
 SIDES = [8, 4, 4, 2]
@@ -74,6 +75,30 @@ def test_focal_frequency_weighs_by_the_distance_itself(features):
         close(value, (distance / distance.max((2, 3), keepdims=True) * distance**2).mean())
 
 
+@pytest.mark.parametrize("slices", [{"bins": 2, "coordinates": "unit"}, {"slicing": "points"}], ids=["grid", "points"])
+def test_add_takes_every_number_from_the_configuration(features, slices):
+    scales = {"frequency_scale": 0.5, "multi_view_scale": 3.0}
+    weights = {"frequency_weights": [0.0, 3.0, 0.0, 0.5], "multi_view_weights": [2.0, 0.0, 0.0, 0.25]}
+    multi_view = {"views": 3, "margin": 0.7} | slices
+    renamed = {"frequency_gamma": -2.0, "distance": "gaussian", "attention_gamma": 7.0, "contrast": 5.0}
+    torch.manual_seed(1)
+    found = terms("add", features, **scales, **weights, **multi_view, **renamed)
+    torch.manual_seed(1)
+    student, teacher, *_, labels = features
+    fr = [frequency_attention_loss(student[i], teacher[i], gamma=-2.0, distance="gaussian") for i in (1, 3)]
+    mv = [multi_view_loss(student[i], teacher[i], labels, **multi_view, gamma=7.0, eta=5.0) for i in (0, 3)]
+    expected = {"multi_view/layer1": 6 * mv[0], "frequency/layer2": 1.5 * fr[0]}
+    expected |= {"frequency/layer4": 0.25 * fr[1], "multi_view/layer4": 0.75 * mv[1]}
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        close(found[name], value)
+
+
+def test_add_without_any_weight_is_refused():
+    with pytest.raises(ValueError, match="frequency_weights: expected a scaled weight above 0"):
+        DISTILLERS["fr"](Config(frequency_weights=[0.0] * 4), CHANNELS, CHANNELS)
+
+
 def test_the_halves_of_add_are_its_terms(features):
     torch.manual_seed(1)
     whole = terms("add", features)
@@ -82,7 +107,7 @@ def test_the_halves_of_add_are_its_terms(features):
     assert {name.split("/")[0] for name in halves[0]} == {"frequency"}
     assert {name.split("/")[0] for name in halves[1]} == {"multi_view"}
     assert set(whole) == set(halves[0]) | set(halves[1])
-    assert all(torch.equal(whole[name], value) for name, value in halves[0].items())
+    assert all(torch.equal(whole[name], value) for half in halves for name, value in half.items())
 
 
 @pytest.mark.parametrize("name", [name for name in DISTILLERS if name != "none"])

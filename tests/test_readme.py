@@ -13,4 +13,5 @@ def test_every_python_example_runs():
         exec(compile(block, "README.md", "exec"), names)
     assert len(blocks) >= 5 and names["attention"].shape == (8, 16, 16) and names["vectors"].shape == (8, 2, 32)
     assert names["student"].grad.abs().sum() > 0 and names["x"].grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in names["distil"].parameters())
     assert all(features.grad is not None for features in names["student_maps"][1:]) and len(names["terms"]) == 6

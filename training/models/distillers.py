@@ -18,8 +18,9 @@ from focal_frequency_loss import FocalFrequencyLoss
 from torch import Tensor, nn
 
 from add_ops import ADDLoss, FrequencyAttentionLoss, MultiViewLoss
+from add_ops.add_loss import Adapter
 
-from ..options import Config
+from ..config import Config
 
 
 class NoDistillation(nn.Module):
@@ -31,82 +32,36 @@ class NoDistillation(nn.Module):
         return {}
 
 
-class Adapters(nn.Module):
-    """The student's maps in the teacher's shape: a trained 1×1 convolution for the channels, resizing for the sizes.
-
-    Args:
-        student_channels, teacher_channels: of each stage.
-        weights: of each stage; where 0, nothing is adapted and ``None`` stands in the list.
-    """
-
-    def __init__(self, student_channels: list[int], teacher_channels: list[int], weights: list[float]) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(s, t, 1, bias=False) if weight and s != t else nn.Identity()
-            for s, t, weight in zip(student_channels, teacher_channels, weights, strict=True)
-        )
-        self.weights = weights
-
-    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor | None]:
-        return [
-            self._adapt(convolution, s, t) if weight else None
-            for convolution, s, t, weight in zip(self.convolutions, student, teacher, self.weights, strict=True)
-        ]
-
-    def _adapt(self, convolution: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-        adapted = convolution(student)
-        if adapted.shape[2:] != teacher.shape[2:]:
-            adapted = F.interpolate(adapted, teacher.shape[2:], mode="bilinear", align_corners=False)
-        return adapted
-
-
 class ADD(nn.Module):
-    """Frequency and multi-view attention distillation (Le & Woo 2022).
-
-    The frequency term compares maps channel by channel and pixel by pixel: where channels differ a trained 1×1
-    convolution adapts the student's map, where sizes differ it is resized. The multi-view term needs neither.
-    """
+    """Frequency and multi-view attention distillation (Le & Woo 2022) with the weights of the configuration."""
 
     needs_teacher = True
 
     def __init__(self, config: Config, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        layers = len(student_channels)
-        frequency_weights = config.frequency_weights if config.frequency_scale else [0.0] * layers
-        self.adapters = Adapters(student_channels, teacher_channels, frequency_weights)
-        off = [0.0] * layers
-        frequency = FrequencyAttentionLoss(gamma=config.frequency_gamma, distance=config.distance)
-        multi_view = MultiViewLoss(
-            views=config.views,
-            bins=config.bins,
-            gamma=config.attention_gamma,
-            eta=config.contrast,
-            margin=config.margin,
-            coordinates=config.coordinates,
+        self.loss = ADDLoss(
+            config.frequency_weights,
+            config.multi_view_weights,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            frequency=FrequencyAttentionLoss(gamma=config.frequency_gamma, distance=config.distance),
+            multi_view=MultiViewLoss(
+                views=config.views,
+                bins=config.bins,
+                gamma=config.attention_gamma,
+                eta=config.contrast,
+                margin=config.margin,
+                coordinates=config.coordinates,
+                slicing=config.slicing,
+            ),
+            frequency_scale=config.frequency_scale,
+            multi_view_scale=config.multi_view_scale,
         )
-        if any(frequency_weights):
-            self.frequency = ADDLoss(
-                frequency_weights, off, frequency=frequency, frequency_scale=config.frequency_scale
-            )
-        if config.multi_view_scale and any(config.multi_view_weights):
-            scale = config.multi_view_scale
-            self.multi_view = ADDLoss(off, config.multi_view_weights, multi_view=multi_view, multi_view_scale=scale)
 
     def forward(
-        self,
-        student_features: list[Tensor],
-        teacher_features: list[Tensor],
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
+        self, student: list[Tensor], teacher: list[Tensor], _s: Tensor, _t: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
-        if hasattr(self, "frequency"):
-            adapted = self.adapters(student_features, teacher_features)
-            terms |= self.frequency.terms(adapted, teacher_features, labels)
-        if hasattr(self, "multi_view"):
-            terms |= self.multi_view.terms(student_features, teacher_features, labels)
-        return terms
+        return self.loss.terms(student, teacher, labels)
 
 
 class KnowledgeDistillation(nn.Module):
@@ -129,10 +84,10 @@ class FitNet(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        self.adapters = Adapters(student_channels, teacher_channels, [0.0, 1.0, 0.0, 0.0])
+        self.adapter = Adapter(student_channels[1], teacher_channels[1])
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], *_: Tensor) -> dict[str, Tensor]:
-        return {"fitnet": self.weight * F.mse_loss(self.adapters(student, teacher)[1].float(), teacher[1])}
+        return {"fitnet": self.weight * F.mse_loss(self.adapter(student[1], teacher[1]).float(), teacher[1])}
 
 
 class AttentionTransfer(nn.Module):
@@ -169,7 +124,7 @@ class NonLocal(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        self.adapters = Adapters(student_channels, teacher_channels, [float(i in self.stages) for i in range(4)])
+        self.adapters = nn.ModuleList(Adapter(student_channels[i], teacher_channels[i]) for i in self.stages)
 
     @staticmethod
     def response(features: Tensor) -> Tensor:
@@ -177,9 +132,11 @@ class NonLocal(nn.Module):
         return F.scaled_dot_product_attention(pixels, pixels, pixels)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], *_: Tensor) -> dict[str, Tensor]:
-        adapted = self.adapters(student, teacher)
-        pairs = {stage: (self.response(adapted[stage]), self.response(teacher[stage])) for stage in self.stages}
-        return {f"nl/layer{stage + 1}": F.mse_loss(*pair) for stage, pair in pairs.items()}
+        terms = {}
+        for stage, adapter in zip(self.stages, self.adapters, strict=True):
+            adapted = adapter(student[stage], teacher[stage])
+            terms[f"nl/layer{stage + 1}"] = F.mse_loss(self.response(adapted), self.response(teacher[stage]))
+        return terms
 
 
 class FocalFrequency(nn.Module):
@@ -192,12 +149,15 @@ class FocalFrequency(nn.Module):
 
     def __init__(self, student_channels: list[int], teacher_channels: list[int]) -> None:
         super().__init__()
-        self.adapters = Adapters(student_channels, teacher_channels, [float(i in self.stages) for i in range(4)])
+        self.adapters = nn.ModuleList(Adapter(student_channels[i], teacher_channels[i]) for i in self.stages)
         self.loss = FocalFrequencyLoss()
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], *_: Tensor) -> dict[str, Tensor]:
-        adapted = self.adapters(student, teacher)
-        return {f"ffl/layer{stage + 1}": self.loss(adapted[stage].float(), teacher[stage]) for stage in self.stages}
+        terms = {}
+        for stage, adapter in zip(self.stages, self.adapters, strict=True):
+            adapted = adapter(student[stage], teacher[stage])
+            terms[f"ffl/layer{stage + 1}"] = self.loss(adapted.float(), teacher[stage])
+        return terms
 
 
 DISTILLERS: dict[str, Callable[[Config, list[int], list[int]], nn.Module]] = {
