@@ -82,7 +82,7 @@ def test_training(runs):
         results = json.loads((folder / "results.json").read_text())
         assert set(results["models"]) == {"teacher on raw", "teacher on compressed", "ADD student"}
         for values in results["models"].values():
-            assert 0 <= values["auc"]["low"] <= values["auc"]["value"] <= values["auc"]["high"] <= 1
+            assert 0 <= values["auc"]["value"] <= 1 and values["auc"]["low"] is None, "two sources say nothing"
         weights = {role: load_file(folder / role / "model.safetensors") for role in ("teacher", "add")}
         assert all(value.isfinite().all() for state in weights.values() for value in state.values())
         assert weights["teacher"].keys() == weights["add"].keys()

@@ -15,8 +15,8 @@ from torch import nn
 
 from training import evaluate as command
 from training import train as scroll
+from training.config import Config
 from training.models import checkpoints
-from training.options import Config
 from training.report import figures
 
 REALS, FAKES = ("youtube",), ("Deepfakes", "FaceSwap")
@@ -111,7 +111,7 @@ def test_rows_against_metrics_by_hand(tmp_path, bright, capsys):
 
 
 def test_csv_says_what_json_says(tmp_path, bright):
-    manifest(tmp_path)
+    manifest(tmp_path, videos=20, frames=1)
     command.main([*bright, str(tmp_path / "pairs.csv")])
     rows, _ = results(tmp_path / "out")
     with open(tmp_path / "out" / "results.csv") as file:
@@ -127,8 +127,22 @@ def test_csv_says_what_json_says(tmp_path, bright):
     }
 
 
+def test_few_sources_have_no_intervals_anywhere(tmp_path, bright, capsys):
+    manifest(tmp_path, splits=("test",), kinds=("youtube", "FaceSwap"))
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    rows, notes = results(tmp_path / "out")
+    for row in rows.values():
+        for cell in (*row["frame"].values(), *row["video"].values()):
+            assert cell["low"] is cell["high"] is None
+    with open(tmp_path / "out" / "results.csv") as file:
+        assert {line["frame_auc_low"] for line in csv.DictReader(file)} == {""}
+    said = "FF++, FaceSwap, c40 has 4 sources with reals and 4 with fakes; below 10 of either no interval is given"
+    printed = capsys.readouterr().out
+    assert said in notes and said in printed and f"{rows['all', 'c40']['video']['auc']['value']:.3f} [–]" in printed
+
+
 def test_intervals_draw_videos_not_frames(tmp_path, bright):
-    table = manifest(tmp_path)
+    table = manifest(tmp_path, videos=10, frames=2)
     command.main([*bright, str(tmp_path / "pairs.csv")])
     once, _ = results(tmp_path / "out")
     pandas.concat([table] * 5).to_csv(tmp_path / "pairs.csv", index=False)
@@ -164,7 +178,7 @@ def test_a_manifest_of_the_least_columns(tmp_path, bright):
 
 
 def test_shards_are_one_set_and_its_reference_has_its_name(tmp_path, bright):
-    table = manifest(tmp_path).assign(reference="source")
+    table = manifest(tmp_path, videos=20, frames=1).assign(reference="source")
     files = [tmp_path / f"manifest-{i}-of-2.parquet" for i in (1, 2)]
     for path, split in zip(files, ("train", "test"), strict=True):
         table[table["split"] == split].to_parquet(path)
@@ -243,7 +257,7 @@ def trained(tmp_path_factory):
         image_size=32,
         train_clips=20,
         val_clips=8,
-        test_clips=16,
+        test_clips=40,
         batch_size=8,
         teacher_model="test_byobnet",
         student_model="test_byobnet",

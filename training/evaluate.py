@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 import numpy as np
 import pandas
@@ -32,11 +34,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.data.loader import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import shown, write_text
+from training.files import shown, shown_lines, write_text
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
-from training.report import figures, metrics, page
+from training.report import figures, intervals, metrics, page
 
 ALL = "all"
 LEVELS = ("frame", "video")
@@ -56,7 +58,7 @@ class Options(Foreign):
     gallery: int = 0
     """Training frames that recall@1 searches; 0: all."""
     bootstrap: int = 1000
-    """Resamples (of videos) behind the 95 % intervals."""
+    """Resamples of sources behind the 95 % intervals, except that of AUC."""
     seed: int = 0
     """Seed of the gallery's draw."""
     batch_size: int = 128
@@ -168,9 +170,11 @@ def evaluate(
                 kind = "fakes" if fakes else "reals"
                 where = f"{dataset}, {manipulation}, {quality}"
                 said["notes"].append(f"{where}: {kind} only, so AUC, AP and EER are undefined there")
+            elif shortage := intervals.shortage(outcomes["frame"]):
+                said["notes"].append(f"{dataset}, {manipulation}, {quality} {shortage}")
             counts = {"reals": count - fakes, "fakes": fakes, "videos": part["video"].nunique()}
             where = {"dataset": dataset, "manipulation": manipulation, "compression": quality}
-            rows.append(where | counts | metrics.summary(outcomes, options.bootstrap))
+            rows.append(where | counts | intervals.summary(outcomes, options.bootstrap))
         yield rows
 
 
@@ -206,18 +210,22 @@ def flat(rows: Sequence[dict]) -> pandas.DataFrame:
 
 def text_table(rows: Sequence[dict]) -> str:
     """The results for a terminal: AUC of frames and of videos with their intervals, accuracy, equal error rate."""
-
-    def span(cell: dict[str, float]) -> str:
-        return f"{page.number(cell['value'])} [{page.number(cell['low'])}, {page.number(cell['high'])}]"
-
-    lines = [["model", "set", "manipulation", "quality", "videos", "AUC (frames)", "AUC (videos)", "accuracy", "EER"]]
-    for row in rows:
-        frame, video = row["frame"], row["video"]
-        where = [row[key] for key in ("model", "dataset", "manipulation", "compression")]
-        rates = [page.number(frame[metric]["value"]) for metric in ("accuracy", "eer")]
-        lines.append([*where, str(row["videos"]), span(frame["auc"]), span(video["auc"]), *rates])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return page.text_table(
+        [
+            {
+                "model": row["model"],
+                "set": row["dataset"],
+                "manipulation": row["manipulation"],
+                "quality": row["compression"],
+                "videos": str(row["videos"]),
+                "AUC (frames)": row["frame"]["auc"],
+                "AUC (videos)": row["video"]["auc"],
+                "accuracy": page.number(row["frame"]["accuracy"]["value"]),
+                "EER": page.number(row["frame"]["eer"]["value"]),
+            }
+            for row in rows
+        ]
+    )
 
 
 def write(rows: list[dict], said: dict[str, list[str]], options: Options) -> None:
@@ -249,7 +257,9 @@ def work(options: Options) -> int:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows: list[dict] = []
     said: dict[str, list[str]] = {"notes": [], "unread": []}
-    write(rows, said, options)  # a folder that cannot be written is found before the work
+    write(rows, said, options)  # a folder that cannot be written is found before the work,
+    for trained in models:  # and a damaged model before others have been asked
+        trained.load(device)
     sets: dict[object, dict[str, Frames]] = {}
     for name, trained in zip(names(models), models, strict=True):
         config = trained.config
@@ -265,7 +275,8 @@ def work(options: Options) -> int:
             if key not in sets:
                 sets[key] = read_manifest(manifest) if manifest else read_embedded(config)
             if options.split not in sets[key]:
-                raise ValueError(f"split: manifest {manifest} has {sorted(sets[key])}, got '{options.split}'")
+                where = f"manifest {manifest}" if manifest else "the embedded set"
+                raise ValueError(f"split: {where} has {sorted(sets[key])}, got '{options.split}'")
             about = {"model": name, "role": trained.role, "trained_on": trained.trained_on, "path": str(trained.path)}
             about["manifest"] = manifest or "embedded"
             for found in evaluate(model, sets[key], model.image_size, options, said):
@@ -274,9 +285,9 @@ def work(options: Options) -> int:
                 write(rows, said, options)
     draw(rows, Path(options.out))
     print(text_table(rows))
-    print(*(shown(f"note: {note}") for note in said["notes"]), f"results: {options.out}", sep="\n")
+    print(*(shown_lines(f"note: {note}") for note in said["notes"]), f"results: {options.out}", sep="\n")
     for reason in said["unread"]:
-        print(f"failed: {reason}", file=sys.stderr)
+        print(shown(f"failed: {reason}"), file=sys.stderr)
     return 1 if said["unread"] else 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not 
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,13 +33,23 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from torch import nn
 
+from training.config import Config
 from training.data.loader import Split, load_splits
 from training.files import write_text, write_whole
-from training.fit import fit, given_teacher, keep_freed_memory, new_accelerator, new_model, new_student, predict
+from training.fit import (
+    check_distillers,
+    fit,
+    given_teacher,
+    keep_freed_memory,
+    new_accelerator,
+    new_model,
+    new_student,
+    predict,
+)
 from training.models.detector import Detector
 from training.models.distillers import DISTILLERS
-from training.options import Config, load, run
-from training.report import figures, metrics
+from training.options import load, run
+from training.report import figures, metrics, page
 from training.report.log import Log
 
 DEFAULT = Path(__file__).parent / "configs" / "study.yaml"
@@ -67,6 +79,10 @@ class StudyConfig(Config):
             raise ValueError("compressions, scales: expected at least one each")
         if unknown := [name for name in self.students if name not in DISTILLERS]:
             raise ValueError(f"students: unknown {unknown}, expected some of {list(DISTILLERS)}")
+        if min(self.scales) <= 0 or len(set(self.scales)) != len(self.scales):
+            raise ValueError(f"scales: expected different factors above 0, got {self.scales}")
+        if len(set(self.compressions)) != len(self.compressions):
+            raise ValueError(f"compressions: expected different ones, got {self.compressions}")
 
     def student(self, compression: str, method: str, scale: float, seed: int) -> Config:
         """The configuration of one student."""
@@ -173,8 +189,8 @@ def compare(samples: dict[str, Sample], against: list[str]) -> dict[str, dict[st
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def _cell(summary: dict | None, sign: str = "") -> str:
-    return "–" if summary is None else "{mean:{s}.3f} [{low:{s}.3f}, {high:{s}.3f}]".format(s=sign, **summary)
+def _cell(summary: dict | None, *, signed: bool = False) -> str:
+    return "–" if summary is None else page.span({"value": summary["mean"], **summary}, signed=signed)
 
 
 def table(results: dict) -> str:
@@ -189,7 +205,7 @@ def table(results: dict) -> str:
             "|---|---|---|" + "---|" * len(references),
         ]
         for method, row in found["methods"].items():
-            differences = [_cell(row.get(f"minus {name}"), "+") for name in references]
+            differences = [_cell(row.get(f"minus {name}"), signed=True) for name in references]
             scale = found["scales"].get(method, {}).get("chosen")
             cells = [method, "–" if scale is None else f"{scale:g}", _cell(row["auc"]), *differences]
             lines.append("| " + " | ".join(cells) + " |")
@@ -236,9 +252,10 @@ def open_study(config: StudyConfig) -> None:
 
 
 def shared_teacher(config: StudyConfig, splits: dict[str, Split], accelerator: Accelerator) -> Detector:
-    teacher = given_teacher(config, accelerator.device)
-    if teacher is None:
-        teacher = new_model(config, config.teacher_model, accelerator.device)
+    given = given_teacher(config, accelerator.device)
+    teacher = given or new_model(config, config.teacher_model, accelerator.device)
+    check_distillers(config, teacher, config.students)
+    if given is None:
         teacher = fit("teacher", teacher, splits, config, accelerator, Log(config.folder, accelerator.is_main_process))
     return teacher.requires_grad_(False).eval()
 

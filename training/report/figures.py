@@ -152,7 +152,7 @@ def curves(theme: Theme, rows: list[dict], titles: dict[str, str]) -> Figure:
 
 
 def roc(theme: Theme, outcomes: dict[str, metrics.Outcome], summary: dict) -> Figure:
-    """ROC curves with their equal-error points, and AUC with its interval."""
+    """ROC curves with their equal-error points, and AUC with its interval where there is one."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.1), width_ratios=[1, 1.15])
     left.plot([0, 1], [0, 1], color=theme.values["grid"], linewidth=1.2)
     left.plot([0, 1], [1, 0], color=theme.values["grid"], linewidth=1, linestyle=":")
@@ -182,7 +182,7 @@ def roc(theme: Theme, outcomes: dict[str, metrics.Outcome], summary: dict) -> Fi
     left.set_aspect("equal")
     if left.get_legend_handles_labels()[0]:
         left.legend(loc="lower right", handlelength=1.2)
-    right.set(title="AUC with its 95 % interval", yticks=[-i for i in range(len(outcomes))], yticklabels=list(outcomes))
+    right.set(title="AUC, bar: 95 % interval", yticks=[-i for i in range(len(outcomes))], yticklabels=list(outcomes))
     right.set_ylim(-len(outcomes) + 0.5, 0.6)
     right.tick_params(axis="y", length=0, labelcolor=theme.values["text"])
     right.grid(False, axis="y")
@@ -285,13 +285,14 @@ def compression_gap(theme: Theme, rows: list[dict]) -> Figure:
                 value, low, high = (
                     np.array([cell[key] for cell in cells.values()]) for key in ("value", "low", "high")
                 )
-                axis.vlines(x, low, high, color=theme.color(name), linewidth=4, alpha=0.35)
+                known = np.isfinite(low)
+                axis.vlines(x[known], low[known], high[known], color=theme.color(name), linewidth=4, alpha=0.35)
                 axis.plot(x, value, color=theme.color(name), marker="o", markersize=5.5, label=name)
             axis.axhline(0.5, color=theme.values["muted"], linewidth=1, linestyle=":")
             axis.set(title=f"{dataset}: AUC of {level}s", xticks=range(len(qualities)), xticklabels=qualities)
             axis.set_xlim(-0.3, len(qualities) - 0.7)
             axis.grid(False, axis="x")
-        across[0].set_ylabel("AUC and its 95 % interval")
+        across[0].set_ylabel("AUC, bar: 95 % interval")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), handlelength=1.4)
     return figure

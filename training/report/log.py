@@ -30,8 +30,7 @@ class Log:
         if not self.enabled:
             return
         self.role, path = role, self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = read_rows(path)
         kept = [row for row in rows if row["model"] != role or row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.board = SummaryWriter(str(self.folder / "tensorboard" / role), purge_step=step + 1)
@@ -39,7 +38,7 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"model": self.role, "step": step} | values) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
@@ -47,6 +46,19 @@ class Log:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; lines that are none, as a crash may leave one, are left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"model", "step"} <= row.keys():
+            rows.append(row)
+    return rows
 
 
 class LossHistory:

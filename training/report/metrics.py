@@ -1,4 +1,4 @@
-"""Metrics over a whole split, with bootstrap intervals that resample sources or videos, not frames."""
+"""Metrics over a whole split, and over splits resampled by source; their intervals are in intervals.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         scores: ``(N,)`` float64, the probability of fake.
         labels: ``(N,)`` int64, 1 = fake.
-        groups: ``(N,)`` int64, the source or video of each sample.
+        groups: ``(N,)`` int64, the source of each sample: a real and everything made from it.
         hits: ``(N,)`` bool, whether the nearest training sample has the same label; None: not looked up.
     """
 
@@ -142,35 +142,3 @@ def weighted(outcome: Outcome, counts: np.ndarray) -> dict[str, np.ndarray]:
             if outcome.hits is None
             else (counts * outcome.hits[order]).sum(1) / total,
         }
-
-
-def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The central 95 % of bootstrap results, undefined ones left out; NaN when none is defined."""
-    defined = samples[~np.isnan(samples)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def summary(outcomes: dict[str, Outcome], resamples: int) -> dict[str, dict[str, dict[str, float]]]:
-    """``{model: {metric: {"value", "low", "high"}}}`` with 95 % intervals."""
-    return {
-        model: {
-            metric: dict(zip(("value", "low", "high"), (value, *interval(samples[metric])), strict=True))
-            for metric, value in compute(outcome).items()
-        }
-        for model, outcome in outcomes.items()
-        for samples in [bootstrap(outcome, resamples)]
-    }
-
-
-def difference(first: Outcome, second: Outcome, resamples: int) -> dict[str, dict[str, float]]:
-    """``first - second`` per metric with its paired 95 % interval; both must speak about the same samples."""
-    if not (np.array_equal(first.labels, second.labels) and np.array_equal(first.groups, second.groups)):
-        raise ValueError("difference: expected two outcomes on the same samples")
-    values, others = compute(first), compute(second)
-    samples, other_samples = bootstrap(first, resamples), bootstrap(second, resamples)
-    result = {}
-    for metric in METRICS:
-        low, high = interval(samples[metric] - other_samples[metric])
-        result[metric] = {"value": values[metric] - others[metric], "low": low, "high": high}
-    return result

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import add_ops
 
+from ..config import Config
 from ..data.loader import PairDataset, Split
 from ..files import write_text
 from ..models.detector import Detector
-from ..options import Config
-from . import figures, metrics
+from . import figures, intervals, metrics
 
 TITLES = {"none": "CE student", "add": "ADD student"}
 NAMES = {
@@ -34,6 +34,7 @@ NAMES = {
     "ece": "ECE",
     "recall_at_1": "Recall@1",
 }
+MAIN = ("auc", "accuracy", "eer", "recall_at_1")  # what a terminal is wide enough for
 STYLE = Path(__file__).with_name("report.css")
 PROBES = 128  # test pairs behind the feature pictures
 
@@ -129,57 +130,84 @@ def _sample_pairs(split: Split, size: int, count: int = 8) -> tuple[np.ndarray, 
 
 
 def number(value: float, *, signed: bool = False) -> str:
+    """Three decimals; "undefined" for NaN."""
     return "undefined" if math.isnan(value) else f"{value:{'+' if signed else ''}.3f}"
 
 
-def text_table(summary: dict) -> str:
-    """The results for a terminal."""
-    width = max(map(len, summary)) + 2
-    lines = [" " * width + "".join(f"{NAMES[metric]:>20}" for metric in ("auc", "accuracy", "eer", "recall_at_1"))]
-    for model, values in summary.items():
-        cells = ""
-        for metric in ("auc", "accuracy", "eer", "recall_at_1"):
-            cell = values[metric]
-            cells += f"{number(cell['value'])} [{number(cell['low'])}, {number(cell['high'])}]".rjust(20 + 2)[-22:]
-        lines.append(f"{model:<{width}}{cells}")
-    return "\n".join(lines)
+def bounds(cell: dict[str, float], between: str, *, signed: bool = False) -> str:
+    """The ends of the interval of ``{"value", "low", "high"}``, or "–" where there is none."""
+    if math.isnan(cell["low"]):
+        return "–"
+    return between.join(number(cell[end], signed=signed) for end in ("low", "high"))
 
 
-def verdict(first: str, second: str, cell: dict[str, float]) -> str:
-    """One sentence about a paired difference of AUC, no stronger than its interval."""
-    span = (
-        f"{number(cell['value'], signed=True)} (95 % interval {number(cell['low'], signed=True)} … "
-        f"{number(cell['high'], signed=True)})"
-    )
+def span(cell: dict[str, float], *, signed: bool = False) -> str:
+    """``value [low, high]`` for a terminal or Markdown; "undefined" for NaN."""
+    value = number(cell["value"], signed=signed)
+    return value if math.isnan(cell["value"]) else f"{value} [{bounds(cell, ', ', signed=signed)}]"
+
+
+def text_table(rows: list[dict[str, str | dict[str, float]]]) -> str:
+    """A table for a terminal: a row's keys name the columns, a cell with an interval is written by :func:`span`."""
+    lines = [list(rows[0])] + [[cell if isinstance(cell, str) else span(cell) for cell in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def verdict(first: str, second: str, cell: dict[str, float], comparisons: int) -> str:
+    """One sentence about a difference of AUC, no stronger than its interval and its p-value.
+
+    Args:
+        cell: ``first − second`` as of :func:`.intervals.compare`.
+        comparisons: how many the p-value was corrected for.
+    """
+    name, value = f"{first} − {second}", number(cell["value"], signed=True)
     if math.isnan(cell["value"]):
-        return f"AUC is undefined on this test split, so {first} and {second} cannot be compared by it."
-    if cell["low"] > 0:
-        return f"{first} beats {second} by {span} in AUC: the interval lies above zero."
-    if cell["high"] < 0:
-        return f"{first} loses to {second} by {span} in AUC: the interval lies below zero."
-    return f"{first} and {second} differ by {span} in AUC: this test split cannot tell them apart."
+        return f"{name}: AUC is undefined on this test split, so they cannot be compared by it."
+    if math.isnan(cell["low"]):
+        return f"{name} is {value} in AUC, the same for every source: no interval, no verdict."
+    said = f"by {value} in AUC (95 % interval {bounds(cell, ' … ', signed=True)}"
+    if comparisons > 1:
+        p = "p < 0.001" if cell["p"] < 0.001 else f"p = {cell['p']:.3g}"
+        said += f"; {p} after Holm’s correction for {comparisons} comparisons"
+    found = intervals.direction(cell)
+    if found:
+        beats, side = ("beats", "above") if found > 0 else ("loses to", "below")
+        return f"{first} {beats} {second} {said}): the interval lies {side} zero."
+    return f"{first} and {second} differ {said}): this test split cannot tell them apart."
 
 
-def _cell(cell: dict[str, float], *, signed: bool = False, good: int = 0) -> str:
-    tone = {1: " good", -1: " bad"}.get(good, "")
+def verdicts(differences: dict[tuple[str, str], dict], outcome: metrics.Outcome) -> list[str]:
+    """What may be said of every comparison of :func:`.intervals.compare`; nothing, and why, with too few sources.
+
+    Args:
+        outcome: of any of the models.
+    """
+    shortage = intervals.shortage(outcome)
+    why = [f"The test split {shortage}."] if shortage else []
+    if min(intervals.sources(outcome)) < intervals.FEWEST:
+        return why
+    tested = sum(not math.isnan(cells["auc"]["p"]) for cells in differences.values())
+    return [verdict(*pair, cells["auc"], tested) for pair, cells in differences.items()] + why
+
+
+def _cell(metric: str, cell: dict[str, float], *, signed: bool = False) -> str:
     if math.isnan(cell["value"]):
         return '<td class="none">undefined</td>'
-    bounds = f"{number(cell['low'], signed=signed)} … {number(cell['high'], signed=signed)}"
-    return f'<td class="value{tone}">{number(cell["value"], signed=signed)}<small>{bounds}</small></td>'
+    better = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    tone = {1: " good", -1: " bad"}.get(better * intervals.direction(cell), "") if signed else ""
+    value, ends = number(cell["value"], signed=signed), bounds(cell, " … ", signed=signed)
+    return f'<td class="value{tone}">{value}<small>{ends}</small></td>'
 
 
 def _table(summary: dict, differences: dict[str, dict]) -> str:
     head = "".join(f"<th>{NAMES[m]}{' ↓' if m in metrics.LOWER_IS_BETTER else ''}</th>" for m in metrics.METRICS)
     rows = []
     for index, (model, values) in enumerate(summary.items()):
-        cells = "".join(_cell(values[metric]) for metric in metrics.METRICS)
+        cells = "".join(_cell(metric, values[metric]) for metric in metrics.METRICS)
         rows.append(f'<tr><th scope="row"><i class="c{index}"></i>{html.escape(model)}</th>{cells}</tr>')
     for name, values in differences.items():
-        cells = ""
-        for metric in metrics.METRICS:
-            better = -1 if metric in metrics.LOWER_IS_BETTER else 1
-            sign = 1 if values[metric]["low"] > 0 else -1 if values[metric]["high"] < 0 else 0
-            cells += _cell(values[metric], signed=True, good=better * sign)
+        cells = "".join(_cell(metric, values[metric], signed=True) for metric in metrics.METRICS)
         rows.append(f'<tr class="difference"><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     body = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll"><table>{body}</table></div>'
@@ -231,14 +259,13 @@ def write(
         The main results as a table for the terminal.
     """
     folder = config.folder
-    summary = metrics.summary(outcomes, config.bootstrap)
-    baseline = title(config.students[0])
-    pairs = {f"{title(name)} − {baseline}": (title(name), baseline) for name in config.students[1:]}
-    differences = {
-        name: metrics.difference(outcomes[a], outcomes[b], config.bootstrap) for name, (a, b) in pairs.items()
-    }
+    summary = intervals.summary(outcomes, config.bootstrap)
+    pairs = [(title(name), title(config.students[0])) for name in config.students[1:]]
+    compared = intervals.compare(outcomes, pairs, config.bootstrap)
+    said = verdicts(compared, next(iter(outcomes.values())))
+    differences = {" − ".join(pair): cells for pair, cells in compared.items()}
     facts = _facts(seconds, splits)
-    results = {"models": summary, "differences": differences, "seconds": seconds, "facts": facts}
+    results = {"models": summary, "differences": differences, "verdicts": said, "seconds": seconds, "facts": facts}
     write_text(folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -265,9 +292,9 @@ def write(
         for theme, png in pictures.items():
             (folder / "figures" / f"{name}{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
         parts.append(_figure(pictures, *CAPTIONS[name]))
-    verdicts = [verdict(a, b, differences[name]["auc"]) for name, (a, b) in pairs.items()]
-    write_text(folder / "report.html", _page(config, summary, differences, verdicts, parts, facts))
-    return "\n".join([text_table(summary), *verdicts, f"report: {folder / 'report.html'}"])
+    write_text(folder / "report.html", _page(config, summary, differences, said, parts, facts))
+    lines = [{"": name} | {NAMES[m]: values[m] for m in MAIN} for name, values in summary.items()]
+    return "\n".join([text_table(lines), *said, f"report: {folder / 'report.html'}"])
 
 
 def without_nan(value: object) -> object:
@@ -287,7 +314,7 @@ CAPTIONS = {  # heading, how to read the picture
     "roc": (
         "How well fakes are told from reals",
         "Left: fakes found against reals wrongly called fake, at every threshold; further up and left is better, the "
-        "diagonal is guessing, dots mark equal error rates. Right: the area under each curve with its 95 % interval.",
+        "diagonal is guessing, dots mark equal error rates. Right: the area under each curve; bar: 95 % interval.",
     ),
     "curves": (
         "Training",
@@ -312,9 +339,9 @@ CAPTIONS = {  # heading, how to read the picture
 }
 
 
-def _page(config: Config, summary: dict, differences: dict, verdicts: list[str], parts: list[str], facts: dict) -> str:
+def _page(config: Config, summary: dict, differences: dict, said: list[str], parts: list[str], facts: dict) -> str:
     definition = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts)
+    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in said)
     source = html.escape(config.manifest or "the embedded set: real photographs, local forgeries, real H.264")
     searched = f"{config.gallery:,} randomly chosen" if config.gallery else "all"
     return f"""<!doctype html>
@@ -325,11 +352,14 @@ def _page(config: Config, summary: dict, differences: dict, verdicts: list[str],
 <p>A teacher that saw raw frames teaches students that see only their compressed twins
 ({html.escape(config.compression)}). Backbones: {html.escape(config.teacher_model)} →
 {html.escape(config.student_model)}. Data: {source}.</p></header>
-<section class="verdict">{said}</section>
+<section class="verdict">{sentences}</section>
 <section><h2>Results on the test split</h2>{_table(summary, differences)}
-<p class="note">Small figures: 95 % bootstrap intervals over sources or videos ({config.bootstrap:,} resamples;
-differences are paired; one training run per model, so that the variation between seeds is not in them). Green and
-orange differences: the interval does not contain 0. ↓ lower is better. Threshold 0.5; ECE with {metrics.ECE_BINS} bins;
+<p class="note">Small figures: 95 % intervals over sources, a source being a real and everything made from it; that of
+AUC from clustered placement values (Obuchowski 1997), the others by bootstrap ({config.bootstrap:,} resamples).
+Differences are paired; one training run per model, so that the variation between seeds is in none of them. Green and
+orange differences: the interval does not contain 0, in AUC also after Holm’s correction for the number of comparisons,
+in the other metrics without a correction. –: too few sources, or no spread. ↓ lower is better. Threshold 0.5; ECE
+with {metrics.ECE_BINS} bins;
 Recall@1 looks up the nearest neighbour among {searched} training samples. Models were chosen on the validation split;
 the test split was opened once.</p></section>
 {"".join(parts)}
