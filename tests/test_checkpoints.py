@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from training import predict
+from training.config import Config
 from training.data import images
 from training.models.checkpoints import Foreign, find_one_trained, find_trained, save_weights
 from training.models.detector import Detector
-from training.options import Config
 
 NAME = "test_byobnet"
 
@@ -98,7 +99,23 @@ def test_weights_of_ours_know_their_model_without_their_run(tmp_path):
     assert (detector.name, detector.image_size, detector.mean, detector.std) == (NAME, 40, (0.1, 0.2, 0.3), (0.4,) * 3)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     assert torch.equal(said(detector, pictures), said(model, pictures))
-    assert "as the file says" in trained.assumptions(detector)[1]
+    assert not trained.assumptions(detector)
+    told = find_one_trained(tmp_path / "moved.safetensors", Foreign(mean=[0.9], fake_class=0))
+    assert told.load().mean == (0.1, 0.2, 0.3) and torch.equal(said(told.load(), pictures), said(model, pictures))
+    assert "trained here, so mean, fake_class as told are not for it" in told.assumptions(detector)[0]
+
+
+def test_a_file_beside_the_configuration_of_another_project_is_foreign(tmp_path):
+    (tmp_path / "config.yaml").write_text("some: thing")
+    save_weights(Detector(NAME, 32), tmp_path / "ck" / "model.safetensors")
+    assert find_one_trained(tmp_path / "ck" / "model.safetensors").architecture == NAME
+
+
+@pytest.mark.parametrize("note", ["x", "[1]", "{", '{"name": "resnet18"}'])
+def test_a_note_of_other_words_is_no_note(tmp_path, note):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"add_ops": note})
+    with pytest.raises(ValueError, match="its timm model is needed"):
+        find_trained(tmp_path / "a.safetensors")
 
 
 def test_a_file_without_a_two_class_head_is_no_detector(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import trees
 from PIL import Image
 
+from training import prepare
 from training.data import crops, faces, inspection, sources
 from training.files import BrokenFile
 from training.prepare import Options
@@ -58,3 +59,21 @@ def test_one_face_is_followed():
 def test_frames_are_evenly_spaced():
     assert crops.evenly(10, 5) == [1, 3, 5, 7, 9] and crops.evenly(3, 64) == [0, 1, 2]
     assert crops.evenly(300, 2) == [75, 225]
+
+
+def test_boxes_that_cannot_be_of_the_clip_are_refused(tmp_path):
+    trees.write_video(tmp_path / "0.mp4", trees.face_clip(frames=4), crf=10)
+    item = sources.Video("set", "real", "0", 0, "train", "source", {"source": tmp_path / "0.mp4"}, "0", root=tmp_path)
+    options = {"out": str(tmp_path / "out"), "frames": 4, "crfs": [30], "detector": "file"}
+    for row, said in (
+        ("0.mp4,0,500,300,700,600", "outside of its frames of 192×192"),
+        ("0.mp4,99,1,1,9,9", "frame 99"),
+    ):
+        (tmp_path / said).with_suffix(".csv").write_text(f"video,frame,left,top,right,bottom\n{row}\n")
+        pairing = crops.Pairing(**options, detector_file=str((tmp_path / said).with_suffix(".csv")))
+        with pytest.raises(BrokenFile, match=said):
+            crops.pairs_of(item, pairing)
+
+
+def test_a_preset_that_libx264_does_not_know_is_refused_before_the_work():
+    assert prepare.main(["/data", "preset=fastest"]) == 2

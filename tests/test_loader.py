@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from training.config import Config
 from training.data import images, loader
 from training.files import BrokenFile
-from training.options import Config
 
 
 def pairs(count=64, size=8):
@@ -90,9 +90,20 @@ def test_pairs_of_a_manifest(tmp_path):
     item = loader.PairDataset(splits["val"], 16)[0, 3]
     assert item["raw"].shape == (16, 16, 3) and item["label"] == 1
     assert item["raw"].unique().tolist() == [55] and item["compressed"].unique().tolist() == [57]
-    assert splits["train"].twins.tolist() == [0, 0, 1, 1] and splits["train"].groups.tolist() == [0, 1, 2, 3]
+    assert splits["train"].twins.tolist() == [0, 0, 1, 1] and splits["train"].groups.tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match=r"has \['c23', 'c40'\], got 'c30'"):
         loader.load_splits(Config(manifest=str(tmp_path / "pairs.csv"), compression="c30"))
+
+
+def test_a_source_is_an_original_and_all_that_was_made_from_it(tmp_path):
+    table = manifest(tmp_path, levels=("c40",), videos=3)
+    rows = table[table["split"] == "test"].reset_index(drop=True)
+    twins = ["a", "a", "b", "c", "c", ""]  # the fourth and fifth are of one original, the third and sixth of none
+    rows["twin"] = twins
+    extra = rows.iloc[[2]].assign(path_raw="raw/train-0-real.png", path_compressed="c40/train-0-real.png", twin="a")
+    pandas.concat([rows, extra]).to_csv(tmp_path / "pairs.csv", index=False)  # a further frame of the third video
+    groups = loader.read_manifest(str(tmp_path / "pairs.csv"))["test"].table["group"].tolist()
+    assert groups == [groups[0]] * 3 + [groups[3]] * 2 + [groups[5], groups[0]] and len(set(groups)) == 3
 
 
 def test_every_quality_of_a_manifest(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from training import evaluate, export, options, predict, prepare, study, train
-from training.options import POSITIONAL, Config, read
+from training.config import EMBEDDED, Config
+from training.options import POSITIONAL, read
 
 COMMANDS = {
     "train.py": (train, Config),
@@ -20,7 +21,7 @@ COMMANDS = {
     "export.py": (export, export.Options),
     "study.py": (study, study.StudyConfig),
 }
-CONFIGS = sorted(options.EMBEDDED.parent.glob("*.yaml"))
+CONFIGS = sorted(EMBEDDED.parent.glob("*.yaml"))
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,8 @@ class Example:
     """Fast."""
     image_size: int = 64
     """Side."""
+    weights: list[float] = field(default_factory=lambda: [1.0])
+    """Weights."""
 
 
 def example(*words):
@@ -57,6 +60,8 @@ def example(*words):
         ("files=[a,b]", {"files": ["a", "b"]}),
         ("-- --odd.mp4 rate=3.mp4", {"files": ["--odd.mp4", "rate=3.mp4"]}),
         ("1.mp4 null", {"files": ["1.mp4", "null"]}),
+        ("--fast No a", {"fast": False, "files": ["a"]}),
+        ("fast=YES image-size=3", {"fast": True, "image_size": 3}),
     ],
 )
 def test_spellings(words, expected):
@@ -80,6 +85,11 @@ def test_names_with_blanks_brackets_and_equal_signs(tmp_path, monkeypatch):
         ("rate=fast", "rate"),
         ("levels=[a]", "levels"),
         ("--config nowhere.yaml", "config nowhere.yaml: cannot be read"),
+        ("name=", "name: expected a value after 'name='"),
+        ("rate=null", "rate: Expected a float. Got value: None, in the command line"),
+        ("rate=inf", "rate: Expected a float. Got value: inf"),
+        ("weights=[1,nan]", "weights: "),
+        ("files=[a,]  b --files c", "files: expected once, with or without its key, got b as well"),
     ],
 )
 def test_wrong_words_are_one_line(words, message):
@@ -88,7 +98,7 @@ def test_wrong_words_are_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [", "just words"])
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "just words", "rate: 1\nrate: 2", 3000 * "["])
 def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config .*bad\.yaml: ") as caught:
@@ -103,6 +113,30 @@ def test_a_file_holds_and_later_words_override_it(tmp_path):
     (tmp_path / "b.yaml").write_text("imagesize: 3\n")
     with pytest.raises(ValueError, match=r"'imagesize' in .*b.yaml; did you mean 'image_size'"):
         example(f"config={tmp_path / 'b.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rate: null", "rate: Expected a float. Got value: None"),
+        ("rate: .nan", "rate"),
+        ("levels: [x]", "levels"),
+        ('name: ""', "name: "),
+    ],
+)
+def test_values_of_a_file_are_checked_and_the_file_is_named(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"{message}.*") as caught:
+        example("--config", str(tmp_path / "a.yaml"))
+    with pytest.raises(ValueError, match=f"{message}.* in .*a.yaml"):
+        options.load(tmp_path / "a.yaml", Example)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_say_one_word_for_a_list_and_a_number_for_a_name(tmp_path):
+    (tmp_path / "a.yaml").write_text("files: a\nlevels: 23\nname: 2024\nfast: yes\nrate: 1e-4\n")
+    found = example("--config", str(tmp_path / "a.yaml"))
+    assert (found.files, found.levels, found.name, found.fast, found.rate) == (["a"], [23], "2024", True, 1e-4)
 
 
 def test_status_and_message_of_a_command(capsys):
@@ -176,7 +210,7 @@ def test_shipped_configurations(path, tmp_path):
 
 
 def test_paper_numbers_of_resnet50():
-    config = read(["--config", str(options.EMBEDDED.with_name("resnet50_ffpp_c40.yaml")), "lr=5"], Config, "train.py")
+    config = read(["--config", str(EMBEDDED.with_name("resnet50_ffpp_c40.yaml")), "lr=5"], Config, "train.py")
     assert (config.image_size, config.batch_size, config.epochs, config.warmup_epochs) == (128, 144, 32, 3)
     assert config.frequency_weights == [0, 1, 2, 0.25] and config.multi_view_weights == [0, 0.5, 2.5, 2]
     assert (config.views, config.attention_gamma, config.contrast, config.margin) == (12, 100, 50, 0.012)
@@ -191,6 +225,15 @@ def test_paper_numbers_of_resnet50():
         ("frequency_weights=[1,2]", "expected four weights"),
         ("students=[add,add]", "different distillers"),
         ("fingerprint=[1]", "fingerprint: expected the least and the greatest"),
+        ("name=.", "name: expected the name of a folder below out"),
+        ("name=../x", "name: expected the name of a folder below out"),
+        ("lr=-1", "lr: expected above 0, got -1"),
+        ("rise=2", "rise: expected between 0 and 1"),
+        ("workers=-1", "workers: expected at least 0, got -1"),
+        ("seed=-1", "seed: expected at least 0"),
+        ("image_size=31", "image_size: expected an even side"),
+        ("bins=0", "bins: expected at least 1 or null"),
+        ("frequency_weights=[0,1,2,-4]", "frequency_weights: expected four weights >= 0"),
     ],
 )
 def test_values_of_a_run_are_checked(words, message):
@@ -199,7 +242,7 @@ def test_values_of_a_run_are_checked(words, message):
 
 
 def test_without_a_file_the_main_job_holds():
-    config = read([], Config, "train.py", options.EMBEDDED)
+    config = read([], Config, "train.py", EMBEDDED)
     assert config.name == "embedded" and config.coordinates == "unit"
-    words = ["--config", str(options.EMBEDDED.with_name("xception_ffpp_c40.yaml"))]
-    assert read(words, Config, "train.py", options.EMBEDDED).coordinates == "index"
+    words = ["--config", str(EMBEDDED.with_name("xception_ffpp_c40.yaml"))]
+    assert read(words, Config, "train.py", EMBEDDED).coordinates == "index"

@@ -16,10 +16,10 @@ import trees
 from PIL import Image
 
 from training import export, predict
+from training.config import Config
 from training.data import crops, embedded, sources
 from training.models.checkpoints import save_weights
 from training.models.detector import Detector
-from training.options import Config
 
 SIZE = 32
 
@@ -192,6 +192,29 @@ def test_wrong_usage_exits_2(folder, checkpoint, capsys, words, message):
     assert predict.main(["--checkpoint", str(checkpoint), *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and re.search(message, said), said
+
+
+def test_crops_for_weights_from_elsewhere_keep_the_pixels_of_the_frame(folder, checkpoint, probability):
+    """Shrinking them to the size of stored crops first would take away what such a model looks at."""
+    picture = Image.open(folder / "coffee.png")
+    foreign = folder / "foreign.pth"
+    torch.save(Detector("test_byobnet", SIZE, weights=checkpoint / "model.safetensors").backbone.state_dict(), foreign)
+    words = ("--checkpoint", foreign, "model=test_byobnet", "image_size=32", "mean=0.5", "std=0.5", "detector=none")
+    found = {size: answers(folder / "coffee.png", *words, *size)[1][0]["probability"] for size in ((), ("size=128",))}
+    assert float(found[()]) == pytest.approx(probability(picture), abs=1e-6)
+    assert float(found["size=128",]) == pytest.approx(probability(stored(picture, (0, 0, *picture.size))), abs=1e-6)
+    assert abs(float(found[()]) - float(found["size=128",])) > 1e-5
+
+
+def test_whatever_goes_wrong_with_a_file_is_its_line(folder, checkpoint, capsys, monkeypatch):
+    def odd(clip, *_):
+        raise RuntimeError("odd\nthing")
+
+    monkeypatch.setattr(predict, "faces_of", odd)
+    names = [folder / "astronaut.png", folder / "below"]
+    assert predict.main([*map(str, names), "--checkpoint", str(checkpoint)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all(line.endswith(": RuntimeError: odd\\nthing") for line in said)
 
 
 def test_any_number_of_inputs_and_files_of_one_name(folder, checkpoint, capsys):

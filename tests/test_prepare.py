@@ -17,8 +17,8 @@ import trees
 from PIL import Image
 
 from training import prepare
+from training.config import Config
 from training.data import crops, inspection, loader, manifest, video, workers
-from training.options import Config
 from training.prepare import Options
 
 PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
@@ -378,3 +378,8 @@ def test_names_that_cannot_be_written_are_listed_as_failed_and_the_rest_is_prepa
     status, table = run(tmp_path / "in", tmp_path / "out")
     assert status == 1 and table.video_id.nunique() == 3
     assert "caf\\xe9.mp4: its name is no UTF-8" in capsys.readouterr().err
+
+
+def test_crops_are_not_written_into_the_source(ff, capsys):
+    assert prepare.main([str(ff), f"out={ff / 'pairs'}", "detector=none"]) == 2
+    assert "lies in the source" in capsys.readouterr().err and not (ff / "pairs").exists()

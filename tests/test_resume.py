@@ -9,10 +9,11 @@ import torch
 from test_training import cache, one_thread, rows, tiny  # noqa: F401 - fixtures
 
 from training import fit, train
+from training.config import Config
 from training.data.loader import load_splits
 from training.models import checkpoints
 from training.models.weights import read_weights
-from training.options import Config
+from training.report.log import read_rows
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_another_number_of_processes_needs_the_same_steps(opened, capsys):
     config, splits = opened
     train.open_run(replace(config, batch_size=config.batch_size // 2), splits, 2)
     assert "another number of processes" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="had steps of 4 pairs on each of 2 processes, now 4 pairs on each of 1 proc"):
+    with pytest.raises(ValueError, match="had steps of 4 pairs on each of 2 processes, now 4 on each of 1: its steps"):
         train.open_run(replace(config, batch_size=config.batch_size // 2), splits, 1)
 
 
@@ -166,3 +167,50 @@ def test_an_interrupted_command_says_how_to_go_on(cache, tmp_path, monkeypatch, 
     assert train.main(["--config", str(tmp_path / "a.yaml")]) == 130
     assert "the same command with --resume goes on" in capsys.readouterr().err
     assert json.loads((config.folder / "run.json").read_text())["processes"] == 1
+
+
+def test_a_finished_model_whose_weights_changed_is_named(broken_off, tmp_path):
+    whole = replace(broken_off[0], out=str(tmp_path), resume=True)
+    shutil.copytree(broken_off[0].folder, whole.folder)
+    spoil_bytes(whole.folder / "teacher")
+    with pytest.raises(ValueError, match=r"the finished model .*teacher is damaged; remove it to train it again"):
+        train.train(whole)
+    (whole.folder / "teacher" / checkpoints.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"the finished model .*teacher is damaged"):
+        train.train(whole)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"processes": "x", "data": {}}'])
+def test_a_damaged_record_of_a_run_is_named(opened, content):
+    config, splits = opened
+    (config.folder / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged, so what the run saw is not known"):
+        train.open_run(config, splits, 1)
+
+
+def test_lines_of_the_log_that_are_none_are_left_out(opened):
+    config, _ = opened
+    path = config.folder / "metrics.jsonl"
+    path.write_bytes(b'{"model": "none", "step": 1}\n3\n{}\n\xff\n{"model": "none", "st')
+    assert [row["step"] for row in read_rows(path)] == [1]
+
+
+def test_a_run_may_be_renamed_and_one_that_is_not_there_begins(opened, capsys):
+    config, splits = opened
+    config.folder.rename(config.folder.with_name("other"))
+    train.open_run(replace(config, name="other"), splits, 1)
+    assert not capsys.readouterr().out
+    train.open_run(replace(config, name="never"), splits, 1)
+    assert "note: there is no run" in capsys.readouterr().out
+    (config.folder.with_name("never") / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml: cannot be read"):
+        train.open_run(replace(config, name="never"), splits, 1)
+
+
+def test_options_that_a_distiller_refuses_are_found_before_the_teacher_is_trained(cache, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained"))
+    none = dict(frequency_weights=[0, 0, 0, 0], multi_view_weights=[0, 0, 0, 0])
+    with pytest.raises(ValueError, match="frequency_weights: expected a"):
+        train.train(tiny(cache, tmp_path, students=["add"], **none))
+    with pytest.raises(ValueError, match=r"unknown .'magic'"):
+        train.train(tiny(cache, tmp_path, students=["magic"]))

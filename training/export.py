@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ from pathlib import Path
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.data.crops import Cropping
-from training.files import shown
+from training.files import shown_lines
 from training.models.checkpoints import Foreign, Trained, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, Stopped, run
@@ -102,11 +104,11 @@ def export(trained: Trained, paths: list[Path], margin: float) -> dict[Path, flo
         ValueError: an ending that is no format.
         Differs: a file that gave other logits than PyTorch; it is not kept.
     """
-    if wrong := [str(path) for path in paths if path.suffix not in FORMATS]:
+    if wrong := [str(path) for path in paths if path.suffix.lower() not in FORMATS]:
         raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got {wrong}")
     model = trained.load("cpu")
     for line in trained.assumptions(model):
-        print(shown(f"note: {line}"), file=sys.stderr)
+        print(shown_lines(f"note: {line}"), file=sys.stderr)
     student = Student(model).eval()
     rng = np.random.default_rng(SEED)
     trials = [
@@ -119,7 +121,7 @@ def export(trained: Trained, paths: list[Path], margin: float) -> dict[Path, flo
     program = torch.export.export(student, (trials[-1],), dynamic_shapes={"images": {0: batch}})
     distances = {}
     for path in paths:
-        write, run = FORMATS[path.suffix]
+        write, run = FORMATS[path.suffix.lower()]
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
         try:
@@ -155,6 +157,8 @@ class Options(Foreign):
         super().__post_init__()
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model or a file of weights first; --help explains")
+        if self.margin <= 0:
+            raise ValueError(f"margin: expected above 0, got {self.margin}")
         if not self.out:
             raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got none")
 

@@ -7,7 +7,9 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
 
+from .config import Config
 from .data.loader import Split, evaluation_loader, training_loader
 from .files import write_text
 from .models.checkpoints import (
@@ -28,11 +31,11 @@ from .models.checkpoints import (
     load_checkpoint,
     save_checkpoint,
     save_weights,
+    sha256,
 )
 from .models.detector import Detector
 from .models.distillers import DISTILLERS
 from .models.weights import read_weights
-from .options import Config
 from .report import metrics
 from .report.log import Log, LossHistory
 
@@ -96,6 +99,32 @@ def given_teacher(config: Config, device: torch.device) -> Detector | None:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
+def check_distillers(config: Config, teacher: Detector, names: Sequence[str]) -> None:
+    """Make every distiller once, so that an option it refuses is found before hours of training.
+
+    Raises:
+        ValueError, TypeError: an unknown distiller, or an option that one refuses.
+    """
+    if unknown := [name for name in names if name not in DISTILLERS]:
+        raise ValueError(f"students: unknown {unknown}, expected some of {list(DISTILLERS)}")
+    same = config.student_model == config.teacher_model
+    channels = teacher.channels if same else new_student(config, teacher).channels
+    for name in names:
+        DISTILLERS[name](config, channels, teacher.channels)
+
+
+def _finished(model: Detector, folder: Path) -> Detector:
+    """A model whose training has ended, as it was then."""
+    try:
+        done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        if done.get("sha256", None) not in (None, sha256(folder / WEIGHTS)):
+            raise ValueError("its weights are not as they were written")
+        model.load_state_dict(read_weights(folder / WEIGHTS))
+    except (ValueError, OSError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the finished model {folder} is damaged; remove it to train it again: {error}") from error
+    return model
+
+
 def fit(
     role: str,
     model: Detector,
@@ -113,8 +142,7 @@ def fit(
     folder, is_teacher = config.folder / role, role == "teacher"
     source = "raw" if is_teacher else "compressed"
     if (folder / "done.json").exists():
-        model.load_state_dict(read_weights(folder / WEIGHTS))
-        return model
+        return _finished(model, folder)
     epochs, rate = (config.teacher_epochs, config.teacher_lr) if is_teacher else (config.epochs, config.lr)
     world = accelerator.num_processes
     per_epoch = len(splits["train"]) // (config.batch_size * world) // config.accumulate
@@ -222,7 +250,8 @@ def fit(
     accelerator.free_memory()
     result.load_state_dict(read_weights(folder / WEIGHTS))
     if accelerator.is_main_process:
-        write_text(folder / "done.json", json.dumps(asdict(progress)))
+        done = asdict(progress) | {"sha256": sha256(folder / WEIGHTS)}
+        write_text(folder / "done.json", json.dumps(done))
     return result
 
 

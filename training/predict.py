@@ -5,7 +5,7 @@
     python training/predict.py a.mp4 --checkpoint detector.pth --model resnet50 --fake_class 0  weights from elsewhere
 
 Crops are those of prepare.py for the same options: one face is followed through a video, its boxes smoothed, the crop
-stored at --size; then, as in training, it is resized to the size the model was trained at. The score of a video is the
+taken at --size; then, as in training, it is resized to the size the model was trained at. The score of a video is the
 mean over its frames. Of a folder, everything below it is taken that is an image or a video by its name; a folder called
 like a video (clip.mp4/000.png) is one. A file that cannot be read, or in which no face is found, is said on its line
 and does not stop the others; --csv is written file by file. Exit status: 0 every file has a score, 1 some have none,
@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import csv
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ import torch.nn.functional as F
 
 from training.data import images, sources, video
 from training.data.crops import Cropping, faces_of
-from training.files import BrokenFile, shown
+from training.files import BrokenFile, shown, shown_lines
 from training.models.checkpoints import Foreign, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -59,16 +62,26 @@ class Options(Foreign, Cropping):
     """Folder for a picture per file: box, score, Grad-CAM."""
     batch_size: int = 32
     """Crops per batch."""
+    size: int | Literal["auto"] | None = "auto"
+    """Side of a crop in pixels before it is resized for the model; null: none; auto: 128 for a model trained here, as
+    prepare.py stores crops, null for weights from elsewhere."""
 
     def __post_init__(self) -> None:
         Foreign.__post_init__(self)
-        Cropping.__post_init__(self)
+        self.cropping(True)
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
         if not self.input:
             raise ValueError("input: expected images, videos or folders of them; --help explains")
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model in a run, or a file of weights")
+
+    def cropping(self, ours: bool) -> Cropping:
+        """How faces are cut for a model that was trained here, or elsewhere."""
+        values = {f.name: getattr(self, f.name) for f in fields(Cropping)}
+        if self.size == "auto":
+            values["size"] = Cropping.size if ours else None
+        return Cropping(**values)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -224,9 +237,10 @@ def work(options: Options) -> int:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = trained.load(device)
     for line in trained.assumptions(model):
-        print(shown(f"note: {line}"), file=sys.stderr)
-    options.open_detector()  # its file may be missing
-    predictor, failed, undrawn, drawn = Predictor(model, options, options.batch_size), 0, False, set()
+        print(shown_lines(f"note: {line}"), file=sys.stderr)
+    cropping = options.cropping(trained.ours)
+    cropping.open_detector()  # its file may be missing
+    predictor, failed, undrawn, drawn = Predictor(model, cropping, options.batch_size), 0, False, set()
     if options.csv:
         Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
     with open(options.csv, "w", newline="", encoding="utf-8") if options.csv else nullcontext() as file:
@@ -237,6 +251,8 @@ def work(options: Options) -> int:
                 answer = predictor(item)
             except BrokenFile as reason:
                 answer, failed = reason, failed + 1
+            except Exception as error:  # one odd file must not end the rest
+                answer, failed = BrokenFile(f"{type(error).__name__}: {error}"), failed + 1
             print(shown(f"{item.path}: {answer}"), flush=True)
             if file:
                 csv.writer(file).writerows(lines_of(item, answer))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,13 +30,14 @@ from typing import Literal
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 from tqdm import tqdm
 
 from training.data import inspection, manifest, sources, workers
 from training.data.crops import Pairing, finished_rows, prepare_video, rows_file
 from training.data.sources import SPLITS, Draw, Found, Video
-from training.files import shown, write_text
+from training.files import shown, shown_lines, write_text
 from training.options import POSITIONAL, run
 
 # Options that do not change what is written for a video.
@@ -121,7 +123,10 @@ def understand(options: Options) -> Found:
         videos = [video for video in videos if not video.label or video.manipulation in options.manipulations]
         used = {video.dataset for video in videos if video.label}
         videos = [video for video in videos if video.dataset in used]
-    sources.check(videos, options.splits, options.source)
+    try:
+        sources.check(videos, options.splits, options.source)
+    except ValueError as error:
+        raise ValueError("\n".join([str(error), *(f"  note: {remark}" for remark in found.remarks)])) from error
     return replace(found, videos=videos)
 
 
@@ -146,7 +151,7 @@ def describe(found: Found, options: Options) -> str:
         lines.append(f"{level}: {given} files exist, {len(found.videos) - given} are made here by H.264")
     if any(isinstance(clip, tuple) for video in found.videos for clip in video.files.values()):
         lines.append(f"note: images are compressed as {options.images}, which is not what a whole video would give")
-    return shown("\n".join([*lines, *(f"note: {remark}" for remark in found.remarks)]))
+    return shown_lines("\n".join([*lines, *(f"note: {remark}" for remark in found.remarks)]))
 
 
 # ---------------------------------------------------------------------------------------------------------- all videos
@@ -160,6 +165,8 @@ def open_folder(options: Options) -> None:
     """
     settings = {key: value for key, value in asdict(options).items() if key not in FREE}
     settings["source"] = str(Path(options.source).resolve())
+    if Path(settings["source"]) in Path(options.out).resolve().parents:
+        raise ValueError(f"out: '{options.out}' lies in the source, which would be read with it; name another folder")
     path = Path(options.out) / "settings.json"
     if path.exists():
         defaults = {f.name: f.default for f in fields(Options) if f.default is not MISSING}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,22 +25,31 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
 from accelerate import Accelerator
 from torch import nn
 
 from training import options
+from training.config import EMBEDDED, Config, load_config
 from training.data.loader import Split, load_splits
 from training.files import write_text
-from training.fit import fit, given_teacher, keep_freed_memory, new_accelerator, new_model, new_student, predict
-from training.models.distillers import DISTILLERS
-from training.options import Config
+from training.fit import (
+    check_distillers,
+    fit,
+    given_teacher,
+    keep_freed_memory,
+    new_accelerator,
+    new_model,
+    new_student,
+    predict,
+)
 from training.report import metrics, page
 from training.report.log import Log
 
 # Options that change neither the samples of a step nor what is learnt from them. A manifest may move: what counts is
 # what stands in it. Batches may be shared by another number of processes.
-FREE = ("resume", "out", "cache", "manifest", "students", "workers", "log_every", "checkpoint_every", "gallery")
+FREE = ("resume", "name", "out", "cache", "manifest", "students", "workers", "log_every", "checkpoint_every", "gallery")
 FREE = (*FREE, "bootstrap", "batch_size")
 
 
@@ -55,6 +65,20 @@ class Clock:
         self.laps[name], self.last = now - self.last, now
 
 
+def check_options(config: Config) -> None:
+    """Refuse to continue an earlier run with options that change what is learnt; before the data are read.
+
+    Raises:
+        ValueError: it was started with other values, or has no configuration.
+    """
+    folder = config.folder
+    if not config.resume or not folder.exists():
+        return
+    before, now = asdict(load_config(folder / "config.yaml")), asdict(config)
+    if changed := [f"{key}={before[key]}" for key in now if key not in FREE and now[key] != before[key]]:
+        raise ValueError(f"resume: the run {folder} was started with {', '.join(changed)}; say so again, or start anew")
+
+
 def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     """Make the run's folder; an earlier run of the name is continued (``resume``) or moved aside, never overwritten.
 
@@ -63,8 +87,11 @@ def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     """
     folder = config.folder
     facts = {"processes": processes, "data": {name: split.fingerprint() for name, split in splits.items()}}
-    if config.resume and (folder / "config.yaml").exists():
-        _check_resumable(config, facts)
+    check_options(config)
+    if config.resume and folder.exists():
+        _check_facts(config, facts)
+    elif config.resume:
+        print(f"note: there is no run {folder} to go on with; it begins")
     elif folder.exists():
         started = datetime.fromtimestamp(folder.stat().st_mtime)
         os.rename(folder, aside := folder.with_name(f"{folder.name}.{started:%Y-%m-%dT%H-%M-%S.%f}"))
@@ -73,28 +100,31 @@ def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     write_text(folder / "run.json", json.dumps(facts, indent=1))
 
 
-def _check_resumable(config: Config, facts: dict) -> None:
-    folder = config.folder
-    before, now = asdict(options.load(folder / "config.yaml")), asdict(config)
-    if changed := [f"{key}={before[key]}" for key in now if key not in FREE and now[key] != before[key]]:
-        raise ValueError(f"resume: the run {folder} was started with {', '.join(changed)}; say so again, or start anew")
+def _check_facts(config: Config, facts: dict) -> None:
+    folder, saved = config.folder, config.folder / "run.json"
     roles = config.students if config.teacher_checkpoint else ["teacher", *config.students]
     if all((folder / role / "done.json").exists() for role in roles):
         return  # nothing is left to train
-    saved = folder / "run.json"
-    started = json.loads(saved.read_text()) if saved.exists() else {"processes": facts["processes"], "data": {}}
-    batches = [(before["batch_size"], started["processes"]), (config.batch_size, facts["processes"])]
-    if batches[0][0] * batches[0][1] != batches[1][0] * batches[1][1]:
-        said = " now ".join(f"{size} pairs on each of {count} processes," for size, count in batches).rstrip(",")
-        raise ValueError(f"resume: the run {folder} had steps of {said}: its steps would be others")
+    try:
+        started = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else facts | {"data": {}}
+        world, data = int(started["processes"]), dict(started["data"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"resume: {saved} is damaged, so what the run saw is not known; start anew: {error}"
+        ) from error
+    before = load_config(folder / "config.yaml").batch_size
+    if before * world != config.batch_size * facts["processes"]:
+        was = f"{before} pairs on each of {world} processes"
+        now = f"{config.batch_size} on each of {facts['processes']}"
+        raise ValueError(f"resume: the run {folder} had steps of {was}, now {now}: its steps would be others")
     for name in ("train", "val"):
-        if (was := started["data"].get(name, facts["data"][name])) != (found := facts["data"][name]):
+        if (was := data.get(name, facts["data"][name])) != (found := facts["data"][name]):
             had, has = was.partition(",")[0], found.partition(",")[0]
             raise ValueError(
                 f"resume: the split {name} of the run {folder} had {had}, now {has}, or others of them: their order "
                 "would be another; restore the table, or start anew"
             )
-    if started["processes"] != facts["processes"]:
+    if world != facts["processes"]:
         print("note: with another number of processes the random views are others than without the interruption")
 
 
@@ -112,8 +142,7 @@ def train(config: Config) -> Path:
     """The whole run: data, teacher, students, evaluation, report. Returns the run's folder."""
     clock = Clock()
     keep_freed_memory()
-    if unknown := [name for name in config.students if name not in DISTILLERS]:
-        raise ValueError(f"students: unknown {unknown}, expected some of {list(DISTILLERS)}")
+    check_options(config)
     accelerator = new_accelerator(config)
     with accelerator.main_process_first():
         splits = load_splits(config)
@@ -125,9 +154,10 @@ def train(config: Config) -> Path:
     log = Log(config.folder, accelerator.is_main_process)
     clock.lap("data")
 
-    teacher = given_teacher(config, accelerator.device)
-    if teacher is None:
-        teacher = new_model(config, config.teacher_model, accelerator.device)
+    given = given_teacher(config, accelerator.device)
+    teacher = given or new_model(config, config.teacher_model, accelerator.device)
+    check_distillers(config, teacher, config.students)
+    if given is None:
         teacher = fit("teacher", teacher, splits, config, accelerator, log)
     teacher = teacher.requires_grad_(False).eval()
     clock.lap("teacher")
@@ -154,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(config)
 
     continues = "the same command with --resume goes on from the last checkpoint"
-    return options.run(work, Config, "train.py", argv, default=options.EMBEDDED, after_interrupt=continues)
+    return options.run(work, Config, "train.py", argv, default=EMBEDDED, after_interrupt=continues)
 
 
 if __name__ == "__main__":

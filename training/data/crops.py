@@ -18,6 +18,9 @@ from .sources.common import Video
 from .video import H264, Clip, Encoder, Miscounted, encodable, keep, pixels_of, promised, read
 
 Frames = Iterator[tuple[VideoFrame, bool]]  # and whether it is damaged
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]  # fmt: skip
 R = TypeVar("R")
 
 
@@ -72,7 +75,7 @@ class Pairing(Cropping):
     """Compressions, as constant rate factors of H.264: levels c23, c40."""
     pix_fmt: Literal["auto", "yuv420p", "yuv444p"] = "auto"
     """Pixel format of the encoder; auto: yuv444p for FaceForensics++ as released, else yuv420p."""
-    preset: str = "medium"
+    preset: Preset = "medium"
     """Preset of libx264."""
 
     def __post_init__(self) -> None:
@@ -137,7 +140,15 @@ def boxes_of(
         given = next((finder[name] for name in names if name in finder), None)
         if given is None:
             raise BrokenFile(f"{cropping.detector_file} has no box for '{names[0]}'")
+        if given[0, 0] > times[-1]:
+            raise BrokenFile(
+                f"{cropping.detector_file} has boxes from frame {given[0, 0]:g} on, which it does not reach"
+            )
         track = np.stack([np.interp(times, given[:, 0], column) for column in given[:, 1:].T], axis=1)
+        inside = (track[:, :2] < [width, height]) & (track[:, 2:] > 0)
+        if not inside.all():
+            box = ", ".join(f"{side:g}" for side in track[~inside.all(1)][0])
+            raise BrokenFile(f"{cropping.detector_file} has the box {box}, outside of its frames of {width}×{height}")
     smoothed = faces.smooth(track, times, cropping.smoothing)
     return faces.squares(smoothed, cropping.margin, width, height), np.array(damaged)
 

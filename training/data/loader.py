@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..config import Config
 from ..files import BrokenFile, shown
-from ..options import Config
 from . import embedded, images, manifest
 from .sources.common import SPLITS
 
@@ -33,7 +35,8 @@ class Frames:
         raw: each frame before compression.
         compressed: by compression, e.g. ``c40``, each frame after it.
         table: for each frame its ``label`` (1 = fake), ``dataset``, ``manipulation``, ``reference`` (what ``raw`` is
-            called), and as numbers its ``video`` (identity), ``group`` (what the bootstrap draws) and ``twin``.
+            called), and as numbers its ``video`` (identity), ``group`` (its source: an original and all
+            that was made from it, what intervals are about) and ``twin``.
     """
 
     raw: Images
@@ -43,7 +46,7 @@ class Frames:
     @property
     def qualities(self) -> list[str]:
         """What the frames before compression are called, then the compressions."""
-        return [*sorted(self.table["reference"].unique()), *self.compressed]
+        return list(dict.fromkeys([*sorted(self.table["reference"].unique()), *self.compressed]))
 
     def where(self, quality: str) -> np.ndarray:
         """Which frames there are in a quality, as rising positions."""
@@ -158,10 +161,10 @@ def read_manifest(where: str | pandas.DataFrame) -> dict[str, Frames]:
             continue
         number, _ = pandas.factorize(rows["frame_key"])
         first = rows[~rows["frame_key"].duplicated()].reset_index(drop=True)
-        identity = first[list(manifest.IDENTITY)].agg("\n".join, axis=1)
+        identity = first["dataset"] + "\n" + first["manipulation"] + "\n" + first["video_id"]
         facts = first[["label", "dataset", "manipulation", "reference"]].copy()
-        facts["video"] = facts["group"] = pandas.factorize(identity)[0]
-        facts["twin"] = pandas.factorize(first["twin"])[0]
+        facts["video"], facts["twin"] = pandas.factorize(identity)[0], pandas.factorize(first["twin"])[0]
+        facts["group"] = _sources(facts["video"].to_numpy(), facts["twin"].to_numpy())
         compressed: dict[str, list[Path | None]] = {}
         for level in sorted(rows["compression"].unique()):
             compressed[level] = [None] * len(first)
@@ -170,6 +173,18 @@ def read_manifest(where: str | pandas.DataFrame) -> dict[str, Frames]:
                 compressed[level][place] = Path(name)
         splits[split] = Frames([Path(name) for name in first["path_raw"]], compressed, facts)
     return splits
+
+
+def _sources(videos: np.ndarray, twins: np.ndarray) -> np.ndarray:
+    """Numbers of the sources of frames: videos of which some frames are twins have one source, directly or by others.
+
+    Args:
+        videos, twins: ``(N,)`` int64.
+    """
+    count = int(videos.max()) + 1
+    shape = (count + int(twins.max()) + 1,) * 2
+    ties = coo_matrix((np.ones(len(videos), bool), (videos, count + twins)), shape)
+    return connected_components(ties, directed=False)[1][videos]
 
 
 def load_splits(config: Config) -> dict[str, Split]:

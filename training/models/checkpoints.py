@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from ..config import Config, load_config
 from ..files import shown, write_whole
-from ..options import Config, load
+from ..options import mapping
 from .detector import Detector, pretrained_setting
 from .weights import read_metadata, read_torch, read_weights
 
@@ -74,7 +75,8 @@ def save_checkpoint(
     torch.save(rng, draft / f"rng-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (draft / "sums.json").write_text(json.dumps(_sums(draft)))
+        sums = {path.name: sha256(path) for path in draft.iterdir()}
+        (draft / "sums.json").write_text(json.dumps(sums))
         if not final.exists():
             os.rename(draft, final)
         for path in _checkpoints(folder)[KEPT:]:
@@ -82,13 +84,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != "sums.json":
-            with path.open("rb") as file:
-                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def last_checkpoint(
@@ -102,11 +101,10 @@ def last_checkpoint(
     damaged = []
     for path in _checkpoints(folder):
         try:
-            if (path / "sums.json").exists() and json.loads((path / "sums.json").read_text()) != _sums(path):
-                raise ValueError("its files are not as they were written")
-            read_torch(path / "state.pt")
-            read_weights(path / WEIGHTS)
-        except (ValueError, OSError) as error:
+            sums = json.loads((path / "sums.json").read_text())
+            if changed := [name for name, value in sums.items() if sha256(path / name) != value]:
+                raise ValueError(f"not as they were written: {', '.join(changed)}")
+        except (ValueError, OSError, AttributeError) as error:
             damaged.append(path)
             say(f"note: the checkpoint {path} is damaged, the one before it is used: {error}")
             continue
@@ -191,15 +189,22 @@ class Trained:
         return "raw" if self.role == "teacher" else self.config.compression
 
     @property
+    def ours(self) -> bool:
+        """Whether a run or the file itself tells all about it."""
+        return self.config is not None or self.note is not None
+
+    @property
     def setting(self) -> tuple[Sequence[float], Sequence[float], int]:
         """Mean and deviation of the normalisation, and side in pixels of its images."""
+        told = self.foreign
         if self.config:
             mean, std, size = [0.5], [0.5], self.config.image_size
         elif self.note:
             mean, std, size = (self.note[name] for name in ("mean", "std", "image_size"))
         else:
             mean, std, size = pretrained_setting(self.architecture)
-        return self.foreign.mean or mean, self.foreign.std or std, self.foreign.image_size or size
+            mean, std = told.mean or mean, told.std or std
+        return mean, std, told.image_size or size
 
     def load(self, device: torch.device | str = "cpu") -> Detector:
         """The model in evaluation mode; of a file from elsewhere, ``fit`` tells how it fitted.
@@ -208,8 +213,8 @@ class Trained:
             ValueError: not its weights, or no two-class head among them.
         """
         mean, std, size = self.setting
-        options = {"mean": mean, "std": std, "fake_class": self.foreign.fake_class}
-        model = Detector(self.architecture, size, weights=self.path, **options)
+        fake_class = 1 if self.ours else self.foreign.fake_class
+        model = Detector(self.architecture, size, weights=self.path, mean=mean, std=std, fake_class=fake_class)
         if not model.fit.head:
             raise ValueError(f"weights {self.path}: no two-class head, so the model is not a detector yet; {model.fit}")
         if self.config and not model.fit.complete:
@@ -218,13 +223,18 @@ class Trained:
 
     def assumptions(self, model: Detector) -> list[str]:
         """What is to be said of a loaded model: how a file from elsewhere fitted, and how it is shown images."""
-        if self.config is not None:
-            return []
-        size, said = model.image_size, [name for name in ("image_size", "mean", "std") if getattr(self.foreign, name)]
-        source = "as the file says" if self.note else "timm's for this model"
-        how = f"{source}; {', '.join(said)} as told" if said else f"{source}; image_size=, mean=, std= say otherwise"
+        told = [name for name in ("image_size", "mean", "std") if getattr(self.foreign, name) is not None]
+        file = f"weights {shown(self.path)}"
+        if self.ours:
+            ignored = [name for name in told if name != "image_size"] + ["fake_class"] * (self.foreign.fake_class != 1)
+            return [f"{file}: trained here, so {', '.join(ignored)} as told are not for it"] if ignored else []
+        how = (
+            f"timm's for this model; {', '.join(told)} as told"
+            if told
+            else "timm's for this model; image_size=, mean=, std= say otherwise"
+        )
         normalised = f"normalised to mean {model.mean} and deviation {model.std}"
-        return [str(model.fit), f"weights {shown(self.path)}: images of {size}×{size} px, {normalised} ({how})"]
+        return [str(model.fit), f"{file}: images of {model.image_size}×{model.image_size} px, {normalised} ({how})"]
 
 
 def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Trained]:
@@ -239,16 +249,16 @@ def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Train
     """
     path, foreign = Path(path), foreign or Foreign()
     if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
-        note = json.loads(read_metadata(path).get(NOTE, "null"))
+        note = _note(path)
         model = foreign.model or (note and note["name"])
         if model is None:
             raise ValueError(f"checkpoint {path}: a file from elsewhere; its timm model is needed: model=NAME")
         return [Trained(path, path.stem, model, foreign, note=note if note and note["name"] == model else None)]
     folder = path.parent if path.is_file() else path
     if (folder / WEIGHTS).is_file() and (saved := _saved_config(folder)):
-        return [_of_run(folder / WEIGHTS, load(saved), foreign)]
+        return [_of_run(folder / WEIGHTS, load_config(saved), foreign)]
     if (folder / "config.yaml").is_file():
-        config = load(folder / "config.yaml")
+        config = load_config(folder / "config.yaml")
         found = {file.parent.name: _of_run(file, config, foreign) for file in folder.glob(f"*/{WEIGHTS}")}
         if "teacher" not in found and config.teacher_checkpoint and Path(config.teacher_checkpoint).is_file():
             given = Path(config.teacher_checkpoint)
@@ -271,9 +281,22 @@ def find_one_trained(path: str | Path, foreign: Foreign | None = None) -> Traine
     return found[0]
 
 
+def _note(path: Path) -> dict[str, Any] | None:
+    """What :func:`save_weights` noted in a file; None in others."""
+    try:
+        note = json.loads(read_metadata(path).get(NOTE, "null"))
+    except ValueError:
+        return None
+    return note if isinstance(note, dict) and {"name", "image_size", "mean", "std"} <= note.keys() else None
+
+
 def _saved_config(folder: Path) -> Path | None:
+    """The configuration of the run that a model's folder lies in; other projects have a config.yaml, too."""
     file = folder.resolve().parent / "config.yaml"
-    return file if file.is_file() else None
+    try:
+        return file if {"teacher_model", "student_model"} <= mapping(file).keys() else None
+    except ValueError:
+        return None
 
 
 def _of_run(file: Path, config: Config, foreign: Foreign) -> Trained:
