@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
-from test_images import LETTER, png
+from test_images import LETTER, chunk, png, tiff
 
 from training.data import images
 from training.files import BrokenFile
@@ -50,6 +50,37 @@ def test_what_is_no_picture(tmp_path):
     assert reason(tmp_path / "missing.png") == "cannot be read: No such file or directory"
     (tmp_path / "folder.png").mkdir()
     assert reason(tmp_path / "folder.png") == "cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize(
+    ("samples", "tags", "expected"),
+    [
+        (np.zeros((2, 3), np.float16), (1, 3), "BitsPerSample 16, SampleFormat 3, PhotometricInterpretation 1"),
+        (np.zeros((2, 3), np.float64), (1, 3), "BitsPerSample 64, SampleFormat 3, PhotometricInterpretation 1"),
+        (np.zeros((2, 3), np.uint64), (1, 1), "BitsPerSample 64, SampleFormat 1, PhotometricInterpretation 1"),
+        (np.zeros((2, 3, 2), np.uint16), (1, 1), "BitsPerSample 16, 16, SampleFormat 1, PhotometricInterpretation 1"),
+        (
+            np.zeros((2, 3, 3), np.float32),
+            (2, 3),
+            "BitsPerSample 32, 32, 32, SampleFormat 3, PhotometricInterpretation 2",
+        ),
+    ],
+)
+def test_samples_that_nothing_reads_are_named(tmp_path, samples, tags, expected, big_endian):
+    path = tiff(tmp_path / "a.tif", samples, photometric=tags[0], kind=tags[1], big_endian=big_endian)
+    assert reason(path) == f"samples of this type are not supported: {expected}"
+
+
+def test_a_pfm_of_colours_is_named(tmp_path):
+    (tmp_path / "a.pfm").write_bytes(b"PF\n1 1\n-1.0\n" + bytes(12))
+    assert reason(tmp_path / "a.pfm") == "samples of this type are not supported: a PFM of three colours"
+
+
+def test_a_tiff_with_a_broken_header_is_not_said_to_have_odd_samples(tmp_path):
+    path = tiff(tmp_path / "a.tif", np.zeros((2, 3), np.float16), kind=3)
+    path.write_bytes(path.read_bytes()[:40])
+    assert reason(path).startswith("not a picture")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -109,3 +140,84 @@ def test_names_that_are_no_utf8(tmp_path):
         pytest.skip("this file system has no such names")
     images.write_png(path, LETTER)
     assert np.array_equal(images.read(path), LETTER)
+
+
+# ------------------------------------------------------------------------------------------------- damaged animations
+
+
+def moving(path: Path) -> tuple[bytes, list[np.ndarray]]:
+    """An animation of six frames, written; its bytes, and its frames while it is whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    first, *others = (Image.fromarray(frame) for frame in noise)
+    first.save(path, save_all=True, append_images=others, **({"lossless": True} if path.suffix == ".webp" else {}))
+    return path.read_bytes(), list(images.frames(path))
+
+
+def damaged(path: Path, whole: list[np.ndarray]) -> list[int]:
+    """The numbers of the damaged frames; the others are as they were."""
+    found = list(images.frames(path))
+    assert len(found) == images.length(path) == len(whole)
+    broken = [number for number, frame in enumerate(found) if isinstance(frame, BrokenFile)]
+    assert all(np.array_equal(found[n], whole[n]) for n in range(len(whole)) if n not in broken)
+    return broken
+
+
+@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("rest", [b"", bytes(400)])  # cut short, and other bytes
+def test_a_damaged_frame_of_an_apng_costs_itself(tmp_path, number, rest):
+    data, whole = moving(path := tmp_path / "a.png")
+    chunks, at = [], 8
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunks.append([data[at + 4 : at + 8], data[at + 8 : at + 8 + length]])
+        at += length + 12
+    pixels = [part for part in chunks if part[0] in (b"IDAT", b"fdAT")][number]
+    pixels[1] = pixels[1][:200] + rest
+    path.write_bytes(data[:8] + b"".join(chunk(*part) for part in chunks))
+    assert damaged(path, whole) == [number]
+
+
+@pytest.mark.parametrize("change", ["code size", "cut short", "other bytes"])
+def test_a_damaged_frame_of_a_gif_costs_itself(tmp_path, change):
+    data, whole = moving(path := tmp_path / "a.gif")
+    start = -1
+    for _ in range(4):  # the fourth frame
+        start = data.index(b"\x2c\0\0\0\0\x20\0\x20\0", start + 1)
+    size = start + 10 + 3 * 256  # after its palette: the size of a code, then blocks, each after its length
+    end = size + 1
+    while data[end]:
+        end += data[end] + 1
+    path.write_bytes(
+        {
+            "code size": data[:size] + b"\x0d" + data[size + 1 :],
+            "cut short": data[: size + 2 + data[size + 1]] + data[end:],
+            "other bytes": data[: size + 2] + b"\xff" * 58 + data[size + 60 :],
+        }[change]
+    )
+    assert damaged(path, whole) == [3]
+
+
+def test_of_a_damaged_webp_what_precedes_the_damage_remains(tmp_path):
+    data, whole = moving(path := tmp_path / "a.webp")
+    start = -1
+    for _ in range(4):
+        start = data.index(b"VP8L", start + 1)
+    path.write_bytes(data[: start + 13] + bytes(387) + data[start + 400 :])
+    assert damaged(path, whole) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("within", ["its pixels", "its head"])
+def test_a_gif_cut_off_gives_its_whole_frames(tmp_path, within):
+    data, whole = moving(path := tmp_path / "a.gif")
+    head = data.rindex(b"\x2c\0\0\0\0\x20\0\x20\0")
+    path.write_bytes(data[: len(data) * 11 // 12 if within == "its pixels" else head + 5])
+    assert damaged(path, whole) == [5]
+
+
+def test_an_apng_that_promises_more_than_it_has_ends_where_it_ends(tmp_path):
+    data, whole = moving(path := tmp_path / "a.png")
+    start = data.index(b"acTL")
+    path.write_bytes(data[: start - 4] + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)) + data[start + 16 :])
+    found = list(images.frames(path))
+    assert len(found) == 7 and isinstance(found[6], BrokenFile)
+    assert np.array_equal(found[:6], whole)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from ..files import BrokenFile
 
@@ -69,11 +69,26 @@ def read(path: Path | str) -> np.ndarray:
         return _pixels(image, 0)
 
 
-def frames(path: Path | str) -> Iterator[np.ndarray]:
-    """The frames of an animation in order, each composed as shown, or the one of a still; see :func:`read`."""
+def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
+    """The frames of an animation in order, each composed as shown, or the one of a still; see :func:`read`.
+
+    All have the size of the first: what a later one of a GIF has beyond it is cut off. In the place of one that cannot
+    be decoded its error is given; those after it follow where Pillow can pass it, composed on what it left.
+
+    Raises:
+        BrokenFile: it cannot be opened.
+    """
     with _opened(path) as image:
+        width, height = image.size
         for number in _shown(image):
-            yield _pixels(image, number)
+            try:
+                frame = _pixels(image, number)
+                yield frame[:height, :width] if image.format == "GIF" else frame
+            except Exception as error:
+                yield error if isinstance(error, BrokenFile) else BrokenFile(reason(error))
+                if image.tell() != number:  # the next one is not found
+                    return
+                _leave(image)
 
 
 def length(path: Path | str) -> int:
@@ -136,6 +151,12 @@ def cut(pixels: np.ndarray, box: Sequence[int], size: int | None) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=None))
 
 
+def on_background(pixels: np.ndarray) -> np.ndarray:
+    """``(H, W, 4)`` uint8, red, green, blue and opacity, laid on :data:`BACKGROUND`: ``(H, W, 3)`` uint8."""
+    image = Image.fromarray(pixels)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB"))
+
+
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
     """Write ``(H, W, 3)`` uint8 as PNG; the folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +180,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
             image = Image.open(path, formats=FORMATS)
         with image:
             check_size(*image.size)
+            _scale_key(image)
             yield image
     except BrokenFile:
         raise
@@ -177,7 +199,24 @@ def _unidentified(path: Path | str) -> str:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf") and not HEIF:
         return "HEIC needs another package: pip install pillow-heif"
+    if samples := "a PFM of three colours" if head[:2] == b"PF" else _samples(path):
+        return f"samples of this type are not supported: {samples}"
     return "not a picture of a known format, or its header is damaged"
+
+
+@_quiet()
+def _samples(path: Path | str) -> str | None:
+    """What the samples of a TIFF are, in its own words, where that is why Pillow does not read it."""
+    try:
+        TiffImagePlugin.TiffImageFile(path).close()
+    except SyntaxError as error:
+        if str(error) == "unknown pixel mode":
+            _, colours, kind, _, bits, _ = error.__cause__.args[0]
+            bits = ", ".join(map(str, bits))
+            return f"BitsPerSample {bits}, SampleFormat {kind[0]}, PhotometricInterpretation {colours}"
+    except Exception:  # a broken one raises anything
+        return None
+    return None
 
 
 @_quiet()
@@ -185,7 +224,32 @@ def _shown(image: Image.Image) -> range:
     """The numbers of the frames that a viewer plays; an APNG may have a picture before them for others."""
     if image.format not in ("GIF", "WEBP", "PNG", "AVIF"):
         return range(1)
-    return range(bool(getattr(image, "default_image", False)), getattr(image, "n_frames", 1))
+    try:
+        count = getattr(image, "n_frames", 1)
+    except Exception:  # a GIF that ends within the head of a frame, which is counted
+        count = image.tell() + 2
+        image.seek(0)
+    return range(bool(getattr(image, "default_image", False)), count)
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Give a PNG's transparent colour the bits of Pillow's pixels: it scales these to eight, and the colour not."""
+    key, stored = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if image.format != "PNG" or key is None:
+        return
+    if stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif stored in ("L;2", "L;4"):
+        image.info["transparency"] = key % 4 * 85 if stored == "L;2" else key % 16 * 17
+
+
+@_quiet()
+def _leave(image: Image.Image) -> None:
+    """Let seek pass the frame at hand, which cannot be decoded: it would try that again."""
+    if image.tile:
+        image.tile = []
+        with suppress(Exception):  # what can be composed of it
+            image.load_end()
 
 
 @_quiet()
@@ -193,7 +257,6 @@ def _pixels(image: Image.Image, number: int) -> np.ndarray:
     """A frame of an image, ``(H, W, 3)`` uint8."""
     if number:
         image.seek(number)
-    stored = image.tile[0].args if image.tile else None
     image.load()
     transparency = image.info.get("transparency")
     if image.mode.startswith("I") or image.mode == "F":
@@ -205,10 +268,7 @@ def _pixels(image: Image.Image, number: int) -> np.ndarray:
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         pixels = np.asarray(ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
     elif image.has_transparency_data:
-        if stored == "RGB;16B":  # the transparent colour has sixteen bits, the pixels no longer
-            image.info["transparency"] = tuple(value >> 8 for value in transparency)
-        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        pixels = np.asarray(Image.alpha_composite(background, image.convert("RGBA")).convert("RGB"))
+        pixels = on_background(np.asarray(image.convert("RGBA")))
     else:
         pixels = np.asarray(image.convert("RGB"))
     return _upright(pixels, _orientation(image))
@@ -222,7 +282,7 @@ def _grey(image: Image.Image, values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not np.isfinite([low, high]).all():
         raise BrokenFile("has values that are not finite")
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         low, high = 0, 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample
     elif values.dtype == np.float32 and low >= 0 and high <= 1:
         low, high = 0, 1
