@@ -149,6 +149,9 @@ class Foreign:
     """Standard deviation of the normalisation; null: as mean."""
     fake_class: Literal[0, 1] = 1
     """Which of a foreign model's two classes is fake."""
+    prefix: str | None = None
+    """What stands before the model's names in a foreign file that holds several networks; null: averaged weights, else
+    the first that fits."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -213,8 +216,8 @@ class Trained:
             ValueError: not its weights, or no two-class head among them.
         """
         mean, std, size = self.setting
-        fake_class = 1 if self.ours else self.foreign.fake_class
-        model = Detector(self.architecture, size, weights=self.path, mean=mean, std=std, fake_class=fake_class)
+        told = {} if self.ours else {"fake_class": self.foreign.fake_class, "prefix": self.foreign.prefix}
+        model = Detector(self.architecture, size, weights=self.path, mean=mean, std=std, **told)
         if not model.fit.head:
             raise ValueError(f"weights {self.path}: no two-class head, so the model is not a detector yet; {model.fit}")
         if self.config and not model.fit.complete:

@@ -25,6 +25,7 @@ class Detector(nn.Module):
         weights: local file of weights to start from instead; a head of another size is left out.
         mean, std: by which images in [0, 1] are normalised; one number, or one per channel.
         fake_class: the class of fakes in ``weights``; the model's own is 1 in any case.
+        prefix: which network of ``weights`` to take, as :func:`~training.models.weights.load_into` takes it.
 
     Attributes:
         taps: indices of the four stages among those of timm.
@@ -45,6 +46,7 @@ class Detector(nn.Module):
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.5,
         fake_class: int = 1,
+        prefix: str | None = None,
     ) -> None:
         super().__init__()
         self.name, self.image_size = name, image_size
@@ -57,7 +59,9 @@ class Detector(nn.Module):
             self.backbone, self.taps, self.channels = _made(name, image_size, pretrained)
         except Exception as error:  # a model of the wrong size fails with whatever its layers happen to say
             raise ValueError(_refusal(name, image_size, pretrained, error)) from error
-        self.fit: Fit | None = load_into(self.backbone, weights, fake_class=fake_class) if weights is not None else None
+        self.fit: Fit | None = None
+        if weights is not None:
+            self.fit = load_into(self.backbone, weights, fake_class=fake_class, prefix=prefix)
 
     @property
     def head(self) -> nn.Module | tuple[nn.Module, ...]:
@@ -169,7 +173,7 @@ def _refusal(name: str, image_size: int, pretrained: bool, error: Exception) -> 
 
     with torch.random.fork_rng(devices=[]):
         if pretrained and not failure(image_size):
-            return f"model: '{name}' has no pretrained weights here: {_reason(error)}"
+            return f"model: no pretrained weights of '{name}' here, weights=FILE takes a local file: {_reason(error)}"
         own = pretrained_setting(name)[2]
         if reason := failure(own):
             return f"model: '{name}' cannot be a detector here: {reason}"

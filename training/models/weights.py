@@ -7,36 +7,49 @@ model's names are found with fitting shapes is taken off.
 
 from __future__ import annotations
 
-import json
+import math
 import pickle
 import re
+import sys
 import warnings
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import shown
+from ..files import BrokenFile, shown
 
 HEAD = re.compile(r"(?:last_linear|fc|classifier|head)(?:\.\d+)?\.(weight|bias)")
 WRAPPED = re.compile(r"(?:^|(?<=\.))_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")  # at any depth
-AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", re.IGNORECASE)
+AVERAGED = re.compile(r"((?<![A-Za-z])(ema|swa|averaged?)|(?<![A-Z])(EMA|Ema|SWA|Swa|Averaged?))(?![a-z])")
+POSITIONS = re.compile(r"(?:.*\.)?(?:pos_embed|relative_position_bias_table)")  # whose shape follows the image size
+Tensors = Mapping[str, Tensor]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # of batch normalisation; older files have none, and evaluation reads none
-LISTED = 6  # names that an error message shows
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
+LISTED = 6  # names that a message shows
+MANY = 100_000  # names up to which what a file holds in several places gets a name for each
+FOREIGN = {  # how files begin that are mistaken for weights, and what to do about them
+    rb"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull",
+    rb"\s*<": "a page of the web, not the file: download it again",
+    rb"\s*[{[]": "JSON, not weights; of an index, put the shards that it names into one file",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|(?s:.{257}ustar)": "an archive: unpack it",
+    rb"(?s:\x80[\2-\5](?!.{,20}\xfc\x9cF\xf9))": "a plain pickle: load it in Python and torch.save its tensors by name",
+    rb"[\s -~]+\Z": "text, not weights",
+}
 
 
 class _Inert:
     """Stands in for every other class and function of a pickle: it takes what it is given and does nothing."""
 
     dump_patches = False  # which torch asks of the classes of old files
+    dtype = torch.uint8  # and of storages: UntypedStorage is bytes
 
     def __new__(cls, *arguments: object, **_: object) -> _Inert:
         self = super().__new__(cls)
@@ -52,10 +65,6 @@ class _Inert:
 
     def append(self, value: object) -> None:
         self.contents[len(self.contents)] = value
-
-    def extend(self, values: Iterable) -> None:
-        for value in values:
-            self.append(value)
 
 
 class _Allowed:
@@ -73,10 +82,11 @@ class _Allowed:
         raise pickle.UnpicklingError("a state for a function")
 
 
-REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+REBUILD = ("tensor", "tensor_v2", "tensor_v3", "qtensor", "parameter", "parameter_with_state")
 BUILTIN = (set, frozenset, slice, complex, bytes, bytearray)
 ALLOWED = {
-    **{f"torch._utils.{name}": getattr(torch._utils, name) for name in REBUILD},
+    **{f"torch._utils._rebuild_{name}": getattr(torch._utils, f"_rebuild_{name}") for name in REBUILD},
+    "torch._utils._rebuild_sparse_tensor": lambda *_: torch.empty(0, 0, layout=torch.sparse_coo),  # to be named
     **{f"builtins.{kind.__name__}": kind for kind in BUILTIN},
     **{f"collections.{kind.__name__}": kind for kind in (OrderedDict, Counter, defaultdict)},
     "torch.Size": torch.Size,
@@ -88,23 +98,17 @@ ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Looks up nothing but plain containers and what builds tensors.
-
-    torch's own ``weights_only`` goes as far, but not with modules pickled whole by the torch of 2018 (the released
-    detectors of FaceForensics++) nor with the newer pickle protocols.
-    """
+    """Looks up only containers and what builds tensors; ``weights_only`` refuses modules pickled whole in 2018."""
 
     def find_class(self, module: str, name: str) -> object:
         module = "builtins" if module == "__builtin__" else module
         if call := ALLOWED.get(f"{module}.{name}"):
             return _Allowed(call)
         found = getattr(torch, name, None) if module == "torch" else None
-        return found if isinstance(found, torch.dtype) else _Inert
+        return found if isinstance(found, torch.dtype | torch.qscheme) else _Inert
 
 
-_PICKLE = SimpleNamespace(
-    __name__="inert", Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load()
-)
+_PICKLE = SimpleNamespace(__name__="inert", Unpickler=_Unpickler, load=lambda f, **how: _Unpickler(f, **how).load())
 
 
 def read_torch(path: str | Path) -> object:
@@ -117,35 +121,55 @@ def read_torch(path: str | Path) -> object:
     """
     if not (path := Path(path)).is_file():
         raise ValueError(f"weights: no file '{shown(path)}'")
+    beginning = b""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes whose sources are not those of today
-            beginning = file.read(9)
-            if beginning[8:] == b"{":  # eight bytes of length, then JSON: only safetensors begin so
+            beginning = file.read(512)
+            if beginning[8:9] == b"{":  # eight bytes of length, then JSON: only safetensors begin so
                 return load_file(path)
-            file.seek(0)
-            if beginning[:2] == b"PK" and "constants.pkl" in torch._C.PyTorchFileReader(file).get_all_records():
-                raise ValueError("a TorchScript program, which would have to be run")
+            if beginning[:2] == b"PK":
+                _check_zip(path)
             file.seek(0)  # latin1 reads the byte strings of Python 2, too
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_PICKLE, encoding="latin1")
     except Exception as error:  # torch answers foreign bytes with whatever error they happen to cause
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"weights {shown(path)}: expected a safetensors or torch file of weights, got: {reason}"
-        ) from error
+        if not isinstance(error, BrokenFile) and beginning[8:9] != b"{":
+            reason = next((what for start, what in FOREIGN.items() if re.match(start, beginning)), reason)
+        got = f"got: {_shown(reason, 300)}"
+        raise ValueError(f"weights {shown(path)}: expected a safetensors or torch file of weights, {got}") from error
+
+
+def _check_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise BrokenFile("a file that is damaged or was not downloaded to its end")
+    with zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names:
+            raise BrokenFile("a TorchScript program, which would have to be run")
+        if "data.pkl" not in names:
+            raise BrokenFile(f"an archive of {_listed(archive.namelist()) or 'nothing'}: unpack it")
+        if any(info.CRC for info in archive.infolist()) and (damaged := archive.testzip()):  # torch may write none
+            raise BrokenFile(f"a damaged file: {damaged} in it is not as it was written")
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """What a safetensors file tells about itself; empty for other files."""
-    with Path(path).open("rb") as file:
-        beginning = file.read(9)
-        if beginning[8:] != b"{":
-            return {}
-        header = b"{" + file.read(min(int.from_bytes(beginning[:8], "little"), 10**8) - 1)  # the format's own limit
     try:
-        return json.loads(header).get("__metadata__", {})
-    except ValueError:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
         return {}
+
+
+def _shown(name: str, most: int = 120) -> str:
+    """A word of a file, which may be anything, for a message."""
+    text = shown(name.encode("utf-8", "backslashreplace").decode())
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(_shown, names[:LISTED])) + (", …" if len(names) > LISTED else "")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -162,36 +186,38 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _read_named(path: str | Path) -> dict[str, tuple[Tensor, str]]:
     if not (named := dict(_named(read_torch(path)))):
-        raise ValueError(f"weights {shown(path)}: expected tensors by name (a state_dict), found none")
+        arrays = "arrays of NumPy are to be made tensors by torch.from_numpy"
+        raise ValueError(f"weights {shown(path)}: expected tensors by name (a state_dict), found none; {arrays}")
     return named
 
 
 def _named(contents: object) -> Iterator[tuple[str, tuple[Tensor, str]]]:
     """Tensors by name, each with the name of the mapping, list or whole module that it lies in."""
-    seen: set[int] = set()  # pickles may hold themselves
-    waiting = [("", "", contents, False)]
+    seen, names = set[int](), 0
+    waiting = [("", "", contents, False, ())]
     while waiting:
-        container, prefix, value, in_module = waiting.pop()
+        container, prefix, value, in_module, above = waiting.pop()
         if isinstance(value, Tensor):
             yield prefix[:-1], (value.detach(), container)
             continue
-        if id(value) in seen or not isinstance(value, Mapping | list | tuple | set | frozenset | _Inert):
+        known = above if names <= MANY else seen  # pickles may hold themselves, and a part in many places
+        if id(value) in known or not isinstance(value, Mapping | list | tuple | set | frozenset | _Inert):
             continue
         seen.add(id(value))
         is_module = isinstance(value, _Inert) and {"_parameters", "_modules"} <= value.contents.keys()
         if is_module:
-            held = [value.contents.get(kind) or {} for kind in ("_parameters", "_buffers", "_modules")]
+            kinds = ("_parameters", "_buffers", "_modules")
+            held = [part.items() for kind in kinds if isinstance(part := value.contents.get(kind), Mapping)]
             unsaved = value.contents.get("_non_persistent_buffers_set") or ()
-            items = [item for kind in held for item in kind.items() if item[0] not in unsaved]
+            items = [item for part in held for item in part if item[0] not in unsaved]
         elif isinstance(value, _Inert | Mapping):
             items = list((value.contents if isinstance(value, _Inert) else value).items())
         else:
             items = list(enumerate(value))
+        names += len(items)
         inside = container if in_module and is_module else prefix
-        waiting += [(inside, f"{prefix}{name}.", part, is_module) for name, part in reversed(items)]
-
-
-# ------------------------------------------------------------------------------------------------------------- fitting
+        above = (*above, id(value))
+        waiting += [(inside, f"{prefix}{name}.", part, is_module, above) for name, part in reversed(items)]
 
 
 @dataclass
@@ -225,28 +251,31 @@ class Fit:
         return not (self.unused or self.missing or self.left_out)
 
     def __str__(self) -> str:
-        before = f", without the prefix '{self.prefix}'" if self.prefix else ""
+        before = f", without the prefix '{_shown(self.prefix)}'" if self.prefix else ""
         assumed = "".join(f"; {assumption}" for assumption in self.assumed)
         lines = [f"weights {shown(self.path)}: {self.loaded} of {self.total} tensors{before}{assumed}"]
         for kind, names in (("not used", self.unused), ("not found", self.missing), ("left out", self.left_out)):
             if names:
-                lines.append(f"  {kind} ({len(names)}): {', '.join(names)}")
+                lines.append(f"  {kind} ({len(names)}): {', '.join(map(_shown, names))}")
         return "\n".join(lines)
 
 
-def load_into(backbone: nn.Module, path: str | Path, *, fake_class: int = 1) -> Fit:
+def load_into(backbone: nn.Module, path: str | Path, *, fake_class: int = 1, prefix: str | None = None) -> Fit:
     """Load a file into a timm model with two classes; a head that does not fit is left out.
 
     A head with one output z, trained with a sigmoid, becomes the two-class head of the same probabilities: 0 and z.
+    Positions of another image size are resampled as timm does it.
 
     Args:
         backbone: the model, whose class 1 is fake.
         path: safetensors or torch file.
         fake_class: the file's class of fakes; of a head with one output: 1 where it is high for fakes, 0 for reals.
+        prefix: what stands before the names of the network to take; None: of those that fit best the averaged one,
+            else the shortest, else the file's first.
 
     Raises:
         ValueError: the file cannot be read, or lacks a tensor of the model (other than the head and the counters of
-            batch normalisation), or has one of another shape.
+            batch normalisation), or has one of another shape or that is no finite floats, or nothing has the prefix.
     """
     if fake_class not in (0, 1):
         raise ValueError(f"fake_class: expected 0 or 1, got {fake_class!r}")
@@ -257,73 +286,76 @@ def load_into(backbone: nn.Module, path: str | Path, *, fake_class: int = 1) -> 
     in_head = {name for name in own if name.startswith(tuple(heads))}
     named = {WRAPPED.sub("", name): held for name, held in _read_named(path).items()}
     file = {name: value for name, (value, _) in named.items()}
-    prefix, others = _prefix(file, own, in_head)
-    fit = Fit(Path(path), 0, len(own), prefix)
-    if AVERAGED.search(prefix):
-        fit.assumed.append("averaged weights")
-    if others:
-        fit.assumed.append(f"not those under {', '.join(map(repr, others))}, which fit as well")
-
+    prefix, assumed = _prefix(file, own, in_head, prefix)
+    fit = Fit(Path(path), 0, len(own), prefix, assumed=assumed)
     places = {name: [prefix + name] for name in own if prefix + name in file}
     if heads and not in_head & places.keys():
         places |= _foreign_head(file, prefix, heads[0], own)
         if beside := [name for names in places.values() for name in names if not name.startswith(prefix)]:
-            fit.assumed.append(f"the head is {', '.join(beside)}")
-    fitting, misshapen, one_output = {}, [], False
+            fit.assumed.append(f"the head is {', '.join(map(_shown, beside))}")
+    resampled, size = _resampled(backbone, {name: file[held[0]] for name, held in places.items()}, own)
+    if resampled:
+        fit.assumed.append(f"{size}, resampled: {_listed([*resampled])}")
+    fitting, wrong, one_output = {}, [], False
     for name, candidates in places.items():
         for place in candidates:
-            fitted = _fitted(value := file[place], own[name], name in in_head)
-            if fitted is not None and len(candidates) == 1:
+            fitted = _fitted(value := resampled.get(name, file[place]), own[name], name in in_head)
+            if isinstance(fitted, Tensor) and len(candidates) == 1:
                 fitting[name] = fitted
                 one_output |= value.shape[:1] != own[name].shape[:1]
-                continue
-            shapes = f"{place}: {tuple(value.shape)}, the model's is {tuple(own[name].shape)}"
-            (fit.left_out if name in in_head else misshapen).append(shapes)
+            elif not name.endswith(COUNTER):
+                why = "one layer of several" if isinstance(fitted, Tensor) else fitted
+                other_head = name in in_head and (len(candidates) > 1 or value.shape != own[name].shape)
+                (fit.left_out if other_head else wrong).append(f"{place}: {why}")
     taken = {place for candidates in places.values() for place in candidates}
     used = {named[place][1] for place in taken}
     fit.unused = [place for place, (_, container) in named.items() if container in used and place not in taken]
     fit.missing = [name for name in own if name not in fitting and name not in in_head]
-    needed = [name for name in fit.missing if not name.endswith(COUNTER)]
-    if needed:
-        examples = ", ".join(needed[:LISTED]) + (", …" if len(needed) > LISTED else "")
-        wrong = f"; of another shape: {', '.join(misshapen[:LISTED])}" if misshapen else ""
-        raise ValueError(
-            f"weights {shown(path)}: {len(needed)} tensors are missing or of another shape: {examples}{wrong}"
-        )
+    absent = [name for name in fit.missing if name not in places and not name.endswith(COUNTER)]
+    if wrong := wrong + absent:
+        names = _listed(wrong) + (f"; {size}" if size else "")
+        raise ValueError(f"weights {shown(path)}: {len(wrong)} tensors missing or of another shape or kind: {names}")
     fit.head = {name for name in in_head if not name.endswith(COUNTER)} <= fitting.keys()
     if not fit.left_out:
         fit.missing += sorted(in_head - fitting.keys())
     if fit.head:
-        kinds = ("the one output is high for reals", "the one output is high for fakes")
-        fit.assumed.append(kinds[fake_class] if one_output else f"its class {fake_class} is fake")
+        one = f"the one output is high for {('reals', 'fakes')[fake_class]}"
+        fit.assumed.append(one if one_output else f"its class {fake_class} is fake")
     if fake_class == 0:
-        for name in in_head & fitting.keys():
-            if own[name].shape[:1] == (2,):
-                fitting[name] = fitting[name].flip(0)
+        fitting |= {name: fitting[name].flip(0) for name in in_head & fitting.keys() if own[name].shape[:1] == (2,)}
     fit.loaded = len(fitting)
     backbone.load_state_dict(fitting, strict=False)
     return fit
 
 
-def _prefix(file: Mapping[str, Tensor], own: Mapping[str, Tensor], in_head: set[str]) -> tuple[str, list[str]]:
-    """The prefix under which most of the model's tensors fit, averaged weights first, and those that fit as well."""
+def _prefix(file: Tensors, own: Tensors, in_head: set[str], given: str | None) -> tuple[str, list[str]]:
+    """The prefix under which most of the model's tensors fit, and what is to be said about it."""
     fitting, found = Counter(), Counter()
     for place, value in file.items():
         for start in (0, *(dot.end() for dot in re.finditer(r"\.", place))):
             if (name := place[start:]) in own:
                 found[place[:start]] += 1
-                fitting[place[:start]] += _fitted(value, own[name], name in in_head) is not None
+                fitting[place[:start]] += isinstance(_fitted(value, own[name], name in in_head), Tensor)
+    given = given and f"{given.removesuffix('.')}."
+    if given not in (None, *found):
+        there = _listed([repr(prefix) for prefix, _ in found.most_common()]) or "none"
+        raise ValueError(f"prefix: expected one of the file's, {there}; got {_shown(repr(given))}")
+    found = found if given is None else {given: found[given]}
     if not found:
         return "", []
     most = max((fitting[prefix], found[prefix]) for prefix in found)
-    best = sorted((prefix for prefix in found if (fitting[prefix], found[prefix]) == most), key=lambda p: (len(p), p))
+    best = sorted((prefix for prefix in found if (fitting[prefix], found[prefix]) == most), key=len)
     chosen = next((prefix for prefix in best if AVERAGED.search(prefix)), best[0])
-    return chosen, [prefix for prefix in best if prefix != chosen]
+    said = ["averaged weights"] if AVERAGED.search(chosen) else []
+    if others := [repr(prefix) for prefix in best if prefix != chosen]:
+        said.append(f"not those under {_listed(others)}, which fit as well: prefix= takes another")
+    for prefix in found:
+        if AVERAGED.search(prefix) and most[0] / 2 < fitting[prefix] < most[0]:
+            said.append(f"not the averaged ones under {_shown(repr(prefix))}: {fitting[prefix]} fit, not {most[0]}")
+    return chosen, said
 
 
-def _foreign_head(
-    file: Mapping[str, Tensor], prefix: str, head: str, own: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
+def _foreign_head(file: Tensors, prefix: str, head: str, own: Tensors) -> dict[str, list[str]]:
     """A head of another name, under the prefix or, beside the backbone, under a part of it; several are candidates."""
     parts = prefix.split(".")
     for length in range(len(parts) - 1, -1, -1):
@@ -338,12 +370,30 @@ def _foreign_head(
     return {}
 
 
-def _fitted(value: Tensor, own: Tensor, in_head: bool) -> Tensor | None:
-    """A tensor in the shape of the model's: a 1×1 kernel that is flat, one output as two; None: it is of another."""
-    if value.ndim == 2 and own.shape[2:] == (1, 1):
-        value = value[:, :, None, None]
-    elif value.ndim == 4 and own.ndim == 2 and value.shape[2:] == (1, 1):
-        value = value[:, :, 0, 0]
+def _resampled(backbone: nn.Module, file: Tensors, own: Tensors) -> tuple[Tensors, str]:
+    """Positions of another image size in the model's shape, as far as timm brings them into it; and that size."""
+    wrong = {n: value for n, value in file.items() if POSITIONS.fullmatch(n) and value.shape != own[n].shape}
+    size, patches = "trained at another image size" if wrong else "", getattr(backbone, "patch_embed", None)
+    if "pos_embed" in wrong and hasattr(patches, "num_patches"):
+        more = (wrong["pos_embed"].numel() - own["pos_embed"].numel()) // own["pos_embed"].shape[-1]
+        size += f" of {math.isqrt(max(patches.num_patches + more, 0)) * patches.patch_size[0]} px"
+    try:
+        return sys.modules[type(backbone).__module__].checkpoint_filter_fn(wrong, backbone) if wrong else {}, size
+    except Exception:  # no such function, or none for these
+        return {}, size
+
+
+def _fitted(value: Tensor, own: Tensor, in_head: bool) -> Tensor | str:
+    """A tensor as the model's: a 1×1 kernel that is flat, one output as two; or in words what it is instead."""
+    if value.layout != torch.strided:
+        return "sparse, not dense"
+    if own.is_floating_point() and value.dtype not in FLOATS:
+        return f"{str(value.dtype).removeprefix('torch.')}, not floats"
+    shape = tuple(value.shape)
+    if value.shape[2:] in ((), (1, 1)) and own.shape[2:] in ((), (1, 1)):
+        value = value.reshape(value.shape[:2] + own.shape[2:])
     if in_head and value.shape[:1] == (1,) and own.shape[:1] == (2,):
         value = torch.cat([torch.zeros_like(value), value])
-    return value if value.shape == own.shape else None
+    if value.shape != own.shape:
+        return f"{shape}, the model's is {tuple(own.shape)}"
+    return value if (value := value.to(own.dtype)).isfinite().all() else "values that are not finite"

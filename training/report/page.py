@@ -17,10 +17,12 @@ from torch import Tensor
 import add_ops
 
 from ..config import Config
+from ..data.embedded import PHOTOGRAPHS
 from ..data.loader import PairDataset, Split
 from ..files import write_text
 from ..models.detector import Detector
 from . import figures, intervals, metrics
+from .log import read_rows
 
 TITLES = {"none": "CE student", "add": "ADD student"}
 NAMES = {
@@ -263,12 +265,14 @@ def write(
     pairs = [(title(name), title(config.students[0])) for name in config.students[1:]]
     compared = intervals.compare(outcomes, pairs, config.bootstrap)
     said = verdicts(compared, next(iter(outcomes.values())))
+    if config.manifest is None:
+        said.append(f"All test clips are of {len(PHOTOGRAPHS['test'])} photographs: what is said here holds for these.")
     differences = {" − ".join(pair): cells for pair, cells in compared.items()}
     facts = _facts(seconds, splits)
     results = {"models": summary, "differences": differences, "verdicts": said, "seconds": seconds, "facts": facts}
     write_text(folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
 
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / "metrics.jsonl")
     titles = {role: title(role) for role in config.students} | {"teacher": "teacher on raw", "start": "before training"}
     shades = list(outcomes)
     image, gaps, maps, vectors, directions, layer = probe(config, splits["test"], teacher, models)
