@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas
 import pytest
 
 from training.data import manifest
+from training.data.sources import Video
 
 SPLITS = ("train", "val", "test")
 
@@ -155,6 +157,32 @@ def test_what_may_not_be_in_two_splits(tmp_path):
         manifest.read(saved(rows, tmp_path))
 
 
+def test_real_and_fake_that_are_called_alike_are_refused(tmp_path):
+    rows = table_of(tmp_path).assign(dataset="FF", manipulation="DF", video_id=[f"{i // 4}" for i in range(12)])
+    with pytest.raises(ValueError, match=r"called alike, expected another manipulation or video_id: 'FF/DF/0', 'FF/DF"):
+        manifest.read(saved(rows, tmp_path))
+    rows["manipulation"] = rows["label"].map({0: "real", 1: "DF"})
+    assert len(manifest.read(saved(rows, tmp_path))) == 12
+
+
+def test_twins_in_two_splits_are_refused_where_the_table_names_them(tmp_path):
+    rows = table_of(tmp_path).assign(dataset="FF", twin=[f"t{i // 4}" for i in range(12)])
+    assert len(manifest.read(saved(rows, tmp_path))) == 12
+    rows.loc[[4, 8], "twin"] = "t0", "nan"
+    rows.loc[[0, 9], "twin"] = "NaN", "None"  # words for nothing tie nothing
+    with pytest.raises(ValueError, match=r"^manifest .*: twin: a real frame and .* in more than one split: 't0'$"):
+        manifest.read(saved(rows, tmp_path))
+    official = rows.assign(dataset="Celeb-DF-v2", split=rows["split"].replace("val", "test"))
+    assert len(manifest.read(saved(official, tmp_path))) == 12, "its test list is by no original"
+
+
+def test_a_picture_is_found_in_the_other_normal_form_of_unicode(tmp_path):
+    rows = table_of(tmp_path)
+    (tmp_path / "raw" / "train0.png").rename(tmp_path / "raw" / "Zoe\u0308.png")
+    rows["path_raw"] = rows["path_raw"].replace("raw/train0.png", "raw\\Zo\u00eb.png")
+    assert manifest.read(saved(rows, tmp_path))["path_raw"][0] == str(tmp_path / "raw" / "Zoe\u0308.png")
+
+
 def test_pictures_are_looked_for_where_the_system_looks(tmp_path):
     rows = table_of(tmp_path)
     (tmp_path / "raw" / "train0.png").rename(tmp_path / "there.png")
@@ -238,6 +266,31 @@ def test_folders_of_an_older_version_are_judged_by_their_files(tmp_path):
     assert manifest.describe_status(tmp_path) == "1/3: whole\n2/3: not started\n3/3: whole"
     write(tmp_path, 2, 3)
     assert len(manifest.read(str(tmp_path))) == 12
+
+
+def test_shards_of_different_lists_of_videos_are_refused_by_name(tmp_path):
+    old, new = (manifest.fingerprint([Video("s", "real", str(i), 0, "train", "raw", {}, "") for i in range(count)])
+                for count in (4, 6))  # fmt: skip
+    assert old != new and re.fullmatch("[0-9a-f]{16}", old)
+    write(tmp_path, 1, 2, videos=2, done=2, of=old)
+    write(tmp_path, 2, 2, videos=3, done=3, of=new)
+    os.utime(tmp_path / "shards" / "1-of-2.json", (0, 0))
+    assert manifest.describe_status(tmp_path) == (
+        "1/2: 2 of 2 videos, of another list of videos, run it again\n2/2: 3 of 3 videos, whole"
+    )
+    with pytest.raises(
+        ValueError, match="shards 1/2 and 2/2 were made from different lists of videos: run shard 1/2 a"
+    ):
+        manifest.read(str(tmp_path))
+    write(tmp_path, 1, 2, videos=3, done=3, of=new)
+    assert len(manifest.read(str(tmp_path))) == 12 and all(shard.whole for shard in manifest.status(tmp_path))
+
+
+def test_a_list_of_videos_is_told_by_names_and_splits_in_any_order():
+    videos = [Video("s", "real", name, 0, split, "raw", {}, "") for name, split in (("a", "train"), ("b", "val"))]
+    assert manifest.fingerprint(videos) == manifest.fingerprint(videos[::-1])
+    others = [replace(videos[0], split="val"), videos[1]], [videos[0], replace(videos[1], video_id="c")], videos[:1]
+    assert len({manifest.fingerprint(found) for found in (videos, *others)}) == 4
 
 
 def test_one_complete_number_of_shards_suffices_and_the_last_counts(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from trees import celeb_df, dfdc, touch
 
 from training.data import sources
-from training.data.sources import KINDS, Draw, check, recognise
+from training.data.sources import KINDS, Draw, check, recognise, unknown_people
 
 PAIRS = {"train": [["000", "003"]], "val": [["001", "004"]], "test": [["002", "005"]]}
 
@@ -38,37 +38,6 @@ def split_of(found):
 
 def said(found, pattern):
     return any(re.search(pattern, remark) for remark in found.remarks)
-
-
-# -------------------------------------------------------------------------------------------------- real/ and fake/
-
-
-def test_real_and_fake_of_one_name_are_in_one_split(tmp_path):
-    names = [f"Real/{i:03d}.mp4" for i in range(20)] + [f"Real/{i:03d}.avi" for i in range(20)]
-    names += [f"FAKE/{i:03d}.mkv" for i in range(20)] + [f"FAKE/{2 * i:03d}_{2 * i + 1:03d}.mp4" for i in range(10)]
-    found = find("folder", touch(tmp_path, *names, "FAKE/other.mp4"))
-    assert recognise(tmp_path) == "folder" and len(found.videos) == 71
-    videos = by_id(found)
-    for i in range(0, 20, 2):
-        pair = [f"{n:03d}.{ending}" for n in (i, i + 1) for ending in ("mp4", "avi", "mkv")]
-        assert len({videos[name].split for name in [*pair, f"{i:03d}_{i + 1:03d}.mp4"]}) == 1
-        assert videos[f"{i:03d}_{i + 1:03d}.mp4"].twin == videos[f"{i:03d}.mp4"].twin == videos[f"{i:03d}.mkv"].twin
-    assert said(found, "30 of 31 fakes belong to a real video by name") and said(found, "whose faces these are is not")
-
-
-def test_a_name_that_many_share_ties_nothing_together(tmp_path):
-    names = [f"{kind}/{kind}{i}/clip.mp4" for kind in ("real", "fake") for i in range(10)]
-    found = find("folder", touch(tmp_path, *names))
-    assert said(found, "0 of 10 fakes belong") and len({video.twin for video in found.videos}) == 20
-    found = find("folder", touch(tmp_path, "fake/real3/clip.mp4", "fake/real4/x_clip_y.mp4"))
-    twins = {video.video_id: video.twin for video in found.videos if video.label}
-    assert (twins["real3/clip.mp4"], twins["real4/x_clip_y.mp4"]) == ("real3/clip", "real4/clip")
-
-
-def test_two_folders_that_differ_in_capital_letters_are_refused(tmp_path):
-    touch(tmp_path, "real/a.mp4", "Real/b.mp4", "fake/a.mp4")
-    with pytest.raises(ValueError, match=r"expected one folder 'real', got \['Real', 'real'\]"):
-        find("folder", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ FaceForensics++
@@ -109,6 +78,27 @@ def test_without_lists_it_is_said_where_they_come_from_or_whole_pairs_are_drawn(
     assert videos["01__walking"].split == "test" and said(found, "not the official ones")
 
 
+def test_official_splits_are_used_though_others_are_asked_for_and_that_is_said(tmp_path):
+    found = find("faceforensics", faceforensics(tmp_path), draw_splits=True)
+    assert split_of(found) == split_of(find("faceforensics", tmp_path)) and len(found.videos) == 12
+    assert found.remarks == ["draw_splits: the tree has official splits, and these are used"]
+
+
+def test_a_tree_of_one_level_without_the_folders_of_levels(tmp_path):
+    pairs = [(f"{i:03d}", f"{i ^ 1:03d}") for i in range(20)]
+    for a, b in pairs:
+        touch(tmp_path, f"original/{a}.mp4", f"Deepfakes/{a}_{b}.mp4", f"NeuralTextures/{a}_{b}.mp4")
+    touch(tmp_path, "DeepFakeDetection/01_02__walking__ABC.mp4", "csv/Deepfakes.csv")
+    assert recognise(tmp_path) == "faceforensics"
+    found = find("faceforensics", tmp_path, draw_splits=True)
+    videos = by_id(found)
+    assert Counter(v.manipulation for v in found.videos) == {
+        "real": 20, "Deepfakes": 20, "NeuralTextures": 20, "DeepFakeDetection": 1,
+    }  # fmt: skip
+    assert all(videos[a].split == videos[f"{a}_{b}"].split == videos[b].split for a, b in pairs)
+    assert {(v.reference, *v.files) for v in found.videos} == {("source", "source")}
+
+
 def test_two_originals_of_one_name_are_refused_naming_both(tmp_path):
     tree = faceforensics(tmp_path, "original_sequences/masked/c23/videos/000.mp4")
     found = find("faceforensics", tree)
@@ -126,9 +116,10 @@ def test_two_files_of_one_video_are_refused_naming_both(tmp_path):
 
 def test_actors_are_people_and_their_fakes_belong_to_the_clip_they_are_made_of(tmp_path):
     actors = "original_sequences/actors/c23/videos/01__walking_outside.mp4"
-    forged = "manipulated_sequences/DeepFakeDetection/c23/videos/01_02__walking_outside__YVGY8LOK.mp4"
+    forged = "manipulated_sequences/deepfakedetection/c23/videos/01_02__walking_outside__YVGY8LOK.mp4"
     videos = by_id(find("faceforensics", faceforensics(tmp_path, actors, forged)))
     real, fake = videos["01__walking_outside"], videos["01_02__walking_outside__YVGY8LOK"]
+    assert real.dataset == fake.dataset == "DeepFakeDetection" and real.split == fake.split == "test"
     assert real.twin == fake.twin == "01__walking_outside" and (real.people, fake.people) == (("01",), ("01", "02"))
 
 
@@ -148,7 +139,22 @@ def test_celeb_df_as_frames_with_a_list_from_windows_is_celeb_df_as_videos(tmp_p
     assert Counter(split_of(found).values())["test"] == 5 and recognise(frames) == "celeb_df"
     fake = by_id(found)["Celeb-synthesis/id0_id1_0000"]
     assert (fake.twin, fake.people, len(fake.files["source"])) == ("id0_0000", ("id0", "id1"), 2)
-    assert said(found, "whose faces these are is not known: of 3 of 19")
+    assert found.remarks == ["val is drawn from the training videos, seed 0"]
+    assert len(unknown_people(found.videos)) == 1 and "of 3 of 19 videos" in unknown_people(found.videos)[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "lines", "name"),
+    [("Celeb-DF", 518, "Celeb-DF-v2"), ("Celeb-DF-v1", 518, "Celeb-DF-v1"), ("celeb_df_v2", 9, "Celeb-DF-v2"),
+     ("celeb", 100, "Celeb-DF")],
+)  # fmt: skip
+def test_the_version_of_celeb_df_is_what_its_folder_or_its_list_says(tmp_path, folder, lines, name):
+    touch(
+        tmp_path / folder, *(f"{kind}/id{i}_0000.mp4" for i in range(9) for kind in ("Celeb-real", "Celeb-synthesis"))
+    )
+    listed = "".join(f"1 YouTube-real/{i:05d}.mp4\n" for i in range(lines))
+    (tmp_path / folder / "List_of_testing_videos.txt").write_text(listed)
+    assert {video.dataset for video in find("celeb_df", tmp_path / folder).videos} == {name}
 
 
 # ------------------------------------------------------------------------------------------------------- DeepfakeBench
@@ -175,7 +181,18 @@ def test_frames_that_are_not_on_disk_cost_themselves_and_videos_without_any_are_
     videos = by_id(found)
     assert [p.name for p in videos["a"].files["source"]] == ["8.png", "10.png"] and set(videos) == {"a", "b"}
     assert said(found, "4 of 9 frames are not on disk") and said(found, "1 of 3 videos have no frame on disk")
-    assert videos["b"].names == ("f/b", "set/real/b", "b")
+    assert videos["b"].names[:3] == ("f/b", "set/real/b", "b")
+
+
+def test_fakes_of_a_manifest_are_drawn_with_the_video_they_are_named_after(tmp_path):
+    names = {"Real": [f"{i:04d}" for i in range(20)], "Fake": [f"{i:04d}_fake" for i in range(20)]}
+    content = {f"U_{kind}": {"train": {n: entry(f"U_{kind}", f"{kind}/{n}/0.png") for n in found}}
+               for kind, found in names.items()}  # fmt: skip
+    frames = [f"{kind}/{name}/0.png" for kind, found in names.items() for name in found]
+    split = split_of(find("deepfakebench", manifest(tmp_path, {"U": content}, *frames)))
+    assert all(split[name] == split[f"{name}_fake"] for name in names["Real"]) and set(split.values()) == {
+        *sources.SPLITS
+    }
 
 
 def test_qualities_of_a_manifest_are_aligned_by_frame(tmp_path):
@@ -237,6 +254,21 @@ def test_dfdc_keeps_an_original_and_its_fakes_together_and_says_what_is_missing(
         assert said(found, pattern)
 
 
+def test_an_original_that_is_not_a_number_is_none(tmp_path):
+    listed = {"a.mp4": {"label": "FAKE", "original": float("nan")}, "b.mp4": {"label": "FAKE", "original": "nan"}}
+    touch(tmp_path, *listed).joinpath("metadata.json").write_text(json.dumps(listed))
+    found = find("dfdc", tmp_path)
+    assert [video.twin for video in found.videos] == ["a", "b"] and said(found, "^2 fakes name no original")
+
+
+def test_a_metadata_file_of_another_kind_makes_no_dfdc(tmp_path):
+    touch(tmp_path, "real/a.mp4", "fake/a.mp4").joinpath("metadata.json").write_text('{"name": "mine"}')
+    assert recognise(tmp_path) == "folder"
+    (tmp_path / "real" / "a.mp4").unlink(), (tmp_path / "real").rmdir()
+    with pytest.raises(ValueError, match="expected a FaceForensics"):
+        recognise(tmp_path)
+
+
 def test_the_preview_of_dfdc_has_splits_and_people(tmp_path):
     listed = {}
     for person, part in ((1, "train"), (2, "train"), (3, "train"), (4, "test"), (5, "test")):
@@ -248,7 +280,8 @@ def test_the_preview_of_dfdc_has_splits_and_people(tmp_path):
     found = find("dfdc", tmp_path)
     check(found.videos, list(sources.SPLITS), "preview")
     fake = by_id(found)["method_A/4/4_5_A.mp4"]
-    assert (fake.manipulation, fake.split, fake.people) == ("method_A", "test", ("4", "5")) and not found.remarks
+    assert (fake.manipulation, fake.split, fake.people) == ("method_A", "test", ("4", "5"))
+    assert found.remarks == ["val is drawn from the training videos, seed 0"]
 
 
 @pytest.mark.parametrize("made", [{"label": "MAYBE"}, {"split": "train"}, "FAKE", {"label": "FAKE", "split": "fold0"}])
@@ -256,75 +289,6 @@ def test_a_dfdc_entry_of_other_words_is_named(tmp_path, made):
     touch(tmp_path, "a.mp4").joinpath("metadata.json").write_text(json.dumps({"a.mp4": made}))
     with pytest.raises(ValueError, match=r"metadata\.json', 'a\.mp4': expected"):
         find("dfdc", tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------------------- a table
-
-
-def table(root, text, *files):
-    path = touch(root, *files) / "mine.csv"
-    path.write_text(text)
-    return path
-
-
-def test_a_table_of_ones_own(tmp_path):
-    text = (
-        "Path;Label;Split;Manipulation;Video_id;Compression;Person\n"
-        "raw/a.mp4;real;train;;a;raw;ann\nc40/a.mp4;0;training;;a;C40;ann\n"
-        "x\\a.png;FAKE;train;swap;a;;ann; bob\nframes;1;validation;;;;\n"
-    ).replace("ann; bob", '"ann; bob"')
-    path = table(tmp_path, text, "raw/a.mp4", "c40/a.mp4", "x/a.png", "frames/2.png", "frames/10.png")
-    assert recognise(path) == "table"
-    real, fake, frames = find("table", path).videos[:3]
-    assert (real.key, real.reference, set(real.files), real.people) == ("mine/real/a", "raw", {"raw", "c40"}, ("ann",))
-    assert (fake.key, fake.twin, fake.people) == ("mine/swap/a", real.twin, ("ann", "bob"))
-    assert fake.files == {"source": (tmp_path / "x/a.png",)}
-    assert (frames.key, frames.split, frames.people) == ("mine/fake/frames", "val", None)
-    assert [p.name for p in frames.files["source"]] == ["2.png", "10.png"] and frames.names[0] == "frames"
-
-
-def test_a_table_without_splits_is_drawn_by_twin_and_person(tmp_path):
-    rows = [(f"{kind}{i}.mp4", kind, f"t{i}", f"p{i // 2}") for i in range(20) for kind in ("real", "fake")]
-    text = "path,label,twin,person,split\n" + "".join(f"{','.join(row)},\n" for row in rows)
-    found = find("table", table(tmp_path, text, *(row[0] for row in rows)))
-    split = split_of(found)
-    for i in range(0, 20, 2):
-        assert len({split[f"{kind}{n}.mp4"] for n in (i, i + 1) for kind in ("real", "fake")}) == 1
-    assert Counter(split.values()) == {"train": 28, "val": 4, "test": 8}
-
-
-def test_all_bad_cells_of_a_table_are_listed_with_their_rows(tmp_path):
-    text = (
-        "path,label,split,compression,video_id\n"
-        "a.mp4,real,train,raw,a\n"
-        "gone.mp4,fake,train,raw,b\n"
-        ",maybe,train,raw,c\n"
-        "a.mp4,real,later,raw,a\n"
-        "d.txt,1,test,best,d\n"
-    )
-    with pytest.raises(ValueError, match=r"mine\.csv: ") as error:
-        find("table", table(tmp_path, text, "a.mp4", "d.txt"))
-    said = str(error.value)
-    for expected in (
-        "label, row 3: ",
-        "split, row 4: ",
-        "path, row 3: empty",
-        "path, rows 2, 5: expected a video",
-        "path, row 4: expected each once",
-        "compression, row 5: ",
-        "compression, row 4: expected each quality of a video once",
-    ):
-        assert expected in said, expected
-
-
-def test_two_splits_for_one_video_or_one_person_of_a_table_are_refused(tmp_path):
-    text = "path,label,split,compression,video_id\na.mp4,0,train,c23,a\nb.mp4,0,test,c40,a\n"
-    with pytest.raises(ValueError, match="split, row 2: expected the same for all rows of a video"):
-        find("table", table(tmp_path, text, "a.mp4", "b.mp4"))
-    text = "path,label,split,person\na.mp4,0,train,ann\nb.mp4,1,test,ann\nc.mp4,0,val,cy\n"
-    found = find("table", table(tmp_path, text, "c.mp4"))
-    with pytest.raises(ValueError, match=r"'mine/real/a\.mp4' is in the split train and 'mine/fake/b\.mp4' in test"):
-        check(found.videos, [], "mine")
 
 
 def test_what_is_no_source_is_told_what_would_be(tmp_path):

@@ -23,7 +23,8 @@ def test_drawn_splits_keep_groups_whole_have_both_classes_and_their_shares():
     by_twin = {video.twin: set() for video in videos}
     for video in videos:
         by_twin[video.twin].add(found[video.key])
-    assert all(len(names) == 1 for names in by_twin.values()) and not remarks
+    assert all(len(names) == 1 for names in by_twin.values())
+    assert remarks == ["val and test are drawn from all videos, seed 0"]
     counts = Counter((found[video.key], video.label) for video in videos)
     assert counts == {("train", 0): 28, ("train", 1): 56, ("val", 0): 4, ("val", 1): 8, ("test", 0): 8, ("test", 1): 16}
     assert drawn(videos)[0] == found and drawn(videos, seed=1)[0] != found
@@ -49,7 +50,10 @@ def test_where_everyone_is_swapped_with_everyone_fakes_that_mix_splits_are_left_
     of = {split: {p for v in found if v.split == split for p in v.people or ()} for split in ("train", "val")}
     assert len(of["val"]) == 4 and len(of["train"]) == 16 and not of["train"] & of["val"]
     assert Counter(v.split for v in found if v.label) == {"train": 16 * 15, "val": 4 * 3}
-    assert remarks == [f"{2 * 4 * 16} fakes mix people of two drawn splits and are left out"]
+    assert remarks == [
+        "val is drawn from the training videos, seed 0",
+        f"{2 * 4 * 16} fakes mix people of two drawn splits and are left out",
+    ]
     check(found, ["train", "val"], "set")
 
 
@@ -57,6 +61,18 @@ def test_where_everyone_is_swapped_with_everyone_fakes_that_mix_splits_are_left_
 def test_fractions_that_leave_nothing_are_refused(bad):
     with pytest.raises(ValueError, match="val_fraction, test_fraction: expected above 0, and their sum below 1"):
         Draw(**bad)
+
+
+def test_a_seed_below_zero_is_named():
+    with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
+        Draw(seed=-1)
+
+
+def test_videos_of_nobody_known_are_counted_among_those_that_are_left():
+    videos = [make(0, 1, "a", ("p",)), make(0, 2, "b"), make(1, 3, "c")]
+    assert sources.unknown_people(videos[:1]) == []
+    (remark,) = sources.unknown_people(videos)
+    assert "of 2 of 3 videos" in remark
 
 
 def test_what_belongs_together_in_two_splits_is_refused_naming_both():

@@ -3,14 +3,19 @@
 import gzip
 import io
 import re
+import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+from test_sources import find, split_of
+from trees import touch
 
 from training.data import tables
+from training.data.sources import Video, check, recognise
 
 PLAIN = "path,label\né/000.png,NA\nb.png,\n"
 CELLS = {"path": ["é/000.png", "b.png"], "label": ["NA", ""]}
@@ -49,6 +54,8 @@ def zipped(*names) -> bytes:
         PLAIN.replace("\n", "\r\n"),
         PLAIN.replace("\n", "\r"),
         PLAIN.rstrip(),
+        "  \t \r\n \n" + PLAIN,
+        PLAIN + "\x1a",
         "\n\n" + PLAIN.replace("b.png", "\nb.png") + ",\n,\n\n",
         "  Path , LABEL\n é/000.png,\tNA \nb.png,  \n",
         '"path","label"\n"é/000.png", "NA"\n"b.png",""\n',
@@ -103,7 +110,7 @@ def test_parquet_keeps_types_and_nothing_missing_among_texts(tmp_path):
         (zipped("[Content_Types].xml", "xl/workbook.xml"), "got a spreadsheet; save it as CSV"),
         (zipped("mimetype", "a.csv"), "got a zip archive; unpack it"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "got a spreadsheet; save it as CSV"),
-        (gzip.compress(PLAIN.encode()), "got a gzip archive; unpack it"),
+        (gzip.compress(PLAIN.encode(), mtime=0), "got a gzip archive; unpack it"),
         (b"PAR1" + bytes(30), "expected a whole parquet file, got: "),
     ],
 )
@@ -195,6 +202,22 @@ def test_boxes_by_video_and_rising_frame(tmp_path):
     assert boxes["5"].tolist() == [[1, 0.5, 1, 2, 3]] and boxes["5"].dtype == np.float64
 
 
+def test_boxes_are_found_by_the_name_of_a_video_however_a_system_writes_it(tmp_path):
+    path = tmp_path / "real" / "a.mp4"
+    video = Video("set", "real", "a.mp4", 0, "train", "source", {"source": path}, "a", root=tmp_path)
+    for name in ("real\\a.mp4", "./real//a.mp4", "x/../real/a.mp4", str(path), ".\\set\\real\\a.mp4"):
+        boxes = tables.read_boxes(
+            csv(tmp_path, f"video,frame,left,top,right,bottom\n{name},0,1,2,3,4\n", f"{len(name)}.csv")
+        )
+        assert [boxes[known].tolist() for known in video.names if known in boxes] == [[[0, 1, 2, 3, 4]]]
+
+
+def test_paths_in_windows_and_macos_spelling():
+    assert tables.spellings("a/b.mp4") == ["a/b.mp4"] and tables.spellings("a\\b") == ["a\\b", "a/b"]
+    assert tables.spellings("Zoe\u0308.mp4") == ["Zoe\u0308.mp4", "Zo\u00eb.mp4"]
+    assert tables.spellings("Zo\u00eb.mp4") == ["Zo\u00eb.mp4", "Zoe\u0308.mp4"]
+
+
 def test_boxes_that_are_none_are_all_listed(tmp_path):
     rows = ["a,0,1,1,2,2", "a,1,,1,2,2", ",2,1,1,x,2", "a,3,2,1,2,2", "a,4,1,3,2,2", "a,0,1,1,2,2", "a,nan,1,1,2,inf"]
     path = csv(tmp_path, "\n".join(["video,frame,left,top,right,bottom", *rows]))
@@ -214,3 +237,92 @@ def test_boxes_that_are_none_are_all_listed(tmp_path):
         tables.read_boxes(csv(tmp_path, "video,frame,left,top\na,0,1,1\n"))
     with pytest.raises(ValueError, match=r"^detector_file: no file 'absent.csv'$"):
         tables.read_boxes("absent.csv")
+
+
+# ------------------------------------------------------------------------------------------ a table of one's own
+
+
+def table(root, text, *files):
+    path = touch(root, *files) / "mine.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_ones_own(tmp_path):
+    text = (
+        "Path;Label;Split;Manipulation;Video_id;Compression;Person\n"
+        "raw/a.mp4;real;train;;a;raw;ann\nc40/a.mp4;0;training;;a;C40;ann\n"
+        "x\\a.png;FAKE;train;swap;a;;ann; bob\nframes;1;validation;;;;\n"
+    ).replace("ann; bob", '"ann; bob"')
+    path = table(tmp_path, text, "raw/a.mp4", "c40/a.mp4", "x/a.png", "frames/2.png", "frames/10.png")
+    assert recognise(path) == "table"
+    real, fake, frames = find("table", path).videos[:3]
+    assert (real.key, real.reference, set(real.files), real.people) == ("mine/real/a", "raw", {"raw", "c40"}, ("ann",))
+    assert (fake.key, fake.twin, fake.people) == ("mine/swap/a", real.twin, ("ann", "bob"))
+    assert fake.files == {"source": (tmp_path / "x/a.png",)}
+    assert (frames.key, frames.split, frames.people) == ("mine/fake/frames", "val", None)
+    assert [p.name for p in frames.files["source"]] == ["2.png", "10.png"] and frames.names[0] == "frames"
+
+
+def test_a_table_without_splits_is_drawn_by_twin_and_person(tmp_path):
+    rows = [(f"{kind}{i}.mp4", kind, f"t{i}", f"p{i // 2}") for i in range(20) for kind in ("real", "fake")]
+    text = "path,label,twin,person,split\n" + "".join(f"{','.join(row)},\n" for row in rows)
+    found = find("table", table(tmp_path, text, *(row[0] for row in rows)))
+    split = split_of(found)
+    for i in range(0, 20, 2):
+        assert len({split[f"{kind}{n}.mp4"] for n in (i, i + 1) for kind in ("real", "fake")}) == 1
+    assert Counter(split.values()) == {"train": 28, "val": 4, "test": 8}
+
+
+def test_all_bad_cells_of_a_table_are_listed_with_their_rows(tmp_path):
+    text = (
+        "path,label,split,compression,video_id\n"
+        "a.mp4,real,train,raw,a\n"
+        "gone.mp4,fake,train,raw,b\n"
+        ",maybe,train,raw,c\n"
+        "a.mp4,real,later,raw,a\n"
+        "d.txt,1,test,best,d\n"
+    )
+    with pytest.raises(ValueError, match=r"mine\.csv: ") as error:
+        find("table", table(tmp_path, text, "a.mp4", "d.txt"))
+    said = str(error.value)
+    for expected in (
+        "label, row 3: ",
+        "split, row 4: ",
+        "path, row 3: empty",
+        "path, rows 2, 5: expected a video",
+        "path, row 4: expected each once",
+        "compression, row 5: ",
+        "compression, row 4: expected each quality of a video once",
+    ):
+        assert expected in said, expected
+
+
+def test_two_splits_for_one_video_or_one_person_of_a_table_are_refused(tmp_path):
+    text = "path,label,split,compression,video_id\na.mp4,0,train,c23,a\nb.mp4,0,test,c40,a\n"
+    with pytest.raises(ValueError, match="split, row 2: expected the same for all rows of a video"):
+        find("table", table(tmp_path, text, "a.mp4", "b.mp4"))
+    text = "path,label,split,person\na.mp4,0,train,ann\nb.mp4,1,test,ann\nc.mp4,0,val,cy\n"
+    found = find("table", table(tmp_path, text, "c.mp4"))
+    with pytest.raises(ValueError, match=r"'mine/real/a\.mp4' is in the split train and 'mine/fake/b\.mp4' in test"):
+        check(found.videos, [], "mine")
+
+
+def test_people_are_parted_by_any_separator_and_words_for_nothing_are_none(tmp_path):
+    names = "abcdef"
+    people = ["ann;bob", '"ann, bob"', "ann|bob ", "None", "nan", "NULL"]
+    text = "path,label,twin,person\n" + "".join(
+        f"{n}.mp4,0,{'nan' if n != 'a' else 't'},{p}\n" for n, p in zip(names, people, strict=True)
+    )
+    found = find("table", table(tmp_path, text, *(f"{name}.mp4" for name in names)))
+    assert [video.people for video in found.videos] == [("ann", "bob")] * 3 + [None] * 3
+    assert [video.twin for video in found.videos] == ["t", *"bcdef"]
+
+
+def test_a_path_is_found_in_the_other_normal_form_of_unicode(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    found = find(
+        "table",
+        table(tmp_path, f"path,label\n{composed}1.mp4,0\n{apart}2.mp4,1\n", f"{apart}1.mp4", f"{composed}2.mp4"),
+    )
+    assert [video.path.name for video in found.videos] == [f"{apart}1.mp4", f"{composed}2.mp4"]

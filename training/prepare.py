@@ -127,7 +127,7 @@ def understand(options: Options) -> Found:
         sources.check(videos, options.splits, options.source)
     except ValueError as error:
         raise ValueError("\n".join([str(error), *(f"  note: {remark}" for remark in found.remarks)])) from error
-    return replace(found, videos=videos)
+    return replace(found, videos=videos, remarks=[*found.remarks, *sources.unknown_people(videos)])
 
 
 def _named(video: Video, options: Options) -> Video:
@@ -188,10 +188,12 @@ def prepare(options: Options) -> int:
     todo = [video for video in videos if not rows_file(video, options.out).is_file()]
     failed = dict(found.refused) if index == 1 else {}
 
+    of = manifest.fingerprint(found.videos)
+
     def note_shard(*, finished: bool) -> None:
         done = sum(rows_file(video, options.out).is_file() for video in videos)
         reasons = {shown(path): reason for path, reason in failed.items()}
-        manifest.write_shard(options.out, index, count, len(videos), done, reasons, finished)
+        manifest.write_shard(options.out, index, count, len(videos), done, reasons, finished, of)
 
     note_shard(finished=False)
     work = partial(prepare_video, pairing=options.pairing)

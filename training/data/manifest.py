@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
@@ -15,6 +18,9 @@ import pandas
 from .. import files
 from . import tables
 from .tables import Problems, quoted, some
+
+if TYPE_CHECKING:
+    from .sources import Video
 
 COLUMNS = ("path_raw", "path_compressed", "label", "split")
 PATHS = COLUMNS[:2]
@@ -97,7 +103,8 @@ def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | 
         "twin": table["path_raw"],
     }
     for column, default in defaults.items():
-        cells = tables.text(table[column]) if column in table else pandas.Series("", table.index)
+        read_cells = tables.names if column == "twin" else tables.text
+        cells = read_cells(table[column]) if column in table else pandas.Series("", table.index)
         empty = cells == ""
         if column != "twin" and not empty.all():  # to have no twin is no fault
             problems.add(column, empty, "empty, though other rows have it")
@@ -126,8 +133,10 @@ def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, probl
         path = place + tail
         if tail in names or os.path.isfile(path):  # the system may take other capitals, or forbid to list
             return path, None
-        if "\\" in cell and (other := find(cell.replace("\\", "/")))[1] is None:
-            return other
+        for spelling in tables.spellings(cell)[1:]:
+            head, tail = os.path.split(spelling)
+            if os.path.isfile(other := listed(head)[0] + tail):
+                return other, None
         return path, "a folder" if os.path.isdir(path) else "nothing"
 
     for column in columns:
@@ -152,13 +161,24 @@ def _check_agreement(table: pandas.DataFrame, problems: Problems) -> None:
         names = counts.index[counts > 1]
         return ["/".join(name) for name in names] if len(keys) > 1 else list(names)
 
-    if videos := several(list(IDENTITY), "split"):
-        problems.add("split", None, f"videos in more than one split: {quoted(videos)}")
+    crossing = several(list(IDENTITY), "split")  # of each kind of fault the most general is said, once
+    if crossing:
+        problems.add("split", None, f"videos in more than one split: {quoted(crossing)}")
+    two_labels = False
     for column in PATHS:
-        if not videos and (pictures := several([column], "split")):  # else said already, and once is enough
+        if not crossing and (pictures := several([column], "split")):
             problems.add(column, None, f"pictures in more than one split: {quoted(pictures)}")
+            crossing = pictures
         if pictures := several([column], "label"):
             problems.add(column, None, f"pictures with two labels: {quoted(pictures)}")
+            two_labels = True
+    if not two_labels and (videos := several(list(IDENTITY), "label")):
+        said = f"real and fake are called alike, expected another manipulation or video_id: {quoted(videos)}"
+        problems.add("/".join(IDENTITY), None, said)
+    # The official test list of Celeb-DF is not by original, as the literature uses it.
+    sure = sure[~(sure["dataset"].str.startswith("Celeb-DF") & (sure["split"] == "test"))]
+    if not crossing and (twins := several(["twin"], "split")):
+        problems.add("twin", None, f"a real frame and the fakes made of it in more than one split: {quoted(twins)}")
 
 
 def _files(where: str) -> list[Path]:
@@ -183,6 +203,8 @@ class Shard:
         done: how many of them have their pairs.
         failed: why others have none, by path.
         finished: its run has ended.
+        of: the :func:`fingerprint` of the source's videos; "" where it was not written down.
+        outdated: a shard that was prepared later is one of another list of videos.
     """
 
     index: int
@@ -191,14 +213,17 @@ class Shard:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     finished: bool = False
+    of: str = ""
+    outdated: bool = False
 
     @property
     def whole(self) -> bool:
-        """Whether each of its videos is done or failed, and its manifest is written."""
-        return self.finished and (self.videos or 0) <= self.done + len(self.failed)
+        """Whether each of its videos is done or failed, its manifest is written, and it fits the other shards."""
+        return self.finished and not self.outdated and (self.videos or 0) <= self.done + len(self.failed)
 
     def __str__(self) -> str:
         state = "whole" if self.whole else "not started" if self.videos is None else "not ended"
+        state = "of another list of videos, run it again" if self.outdated else state
         counted = [] if self.videos is None else [f"{self.done} of {self.videos} videos"]
         return f"{self.index}/{self.count}: " + ", ".join(
             [*counted, *([f"{len(self.failed)} failed"] if self.failed else []), state]
@@ -215,23 +240,38 @@ def write(path: Path, rows: list[dict]) -> None:
     files.write_whole(Path(path), lambda target: pandas.DataFrame(rows).to_parquet(target, index=False))
 
 
+def fingerprint(videos: Iterable[Video]) -> str:
+    """What tells apart the lists of videos, with their splits, that shards are parts of: 16 hexadecimal digits."""
+    listed = json.dumps(sorted((video.key, video.split) for video in videos))
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
 def write_shard(
-    folder: str | Path, index: int, count: int, videos: int, done: int, failed: dict[str, str], finished: bool
+    folder: str | Path,
+    index: int,
+    count: int,
+    videos: int,
+    done: int,
+    failed: dict[str, str],
+    finished: bool,
+    of: str = "",
 ) -> None:
     """Write down how far a shard is, in the words of :class:`Shard`; ``finished`` after its manifest is written."""
-    state = {"videos": videos, "done": done, "failed": failed, "finished": finished}
+    state = {"videos": videos, "done": done, "failed": failed, "finished": finished, "of": of}
     files.write_text(Path(folder) / "shards" / f"{index}-of-{count}.json", json.dumps(state, indent=1))
 
 
 def status(folder: str | Path) -> list[Shard]:
     """The shards of a set, those included that have not started; of each number of shards it was prepared in.
 
-    Where nothing was written down, as by an older version, a shard is whole if its manifest is there.
+    Where nothing was written down, as by an older version, a shard is whole if its manifest is there. Where shards are
+    of different lists of videos, those that are not of the list of the last are outdated.
 
     Raises:
         ValueError: there is no set in the folder, or what was written down is damaged.
     """
-    shards = {}
+    shards: dict[tuple[int, int], Shard] = {}
+    latest: dict[int, tuple[int, str]] = {}  # when, and of what, by the number of shards
     for path in (*Path(folder).glob("manifest*.parquet"), *Path(folder).glob("shards/*.json")):
         match = re.fullmatch(r"(?:manifest-)?(\d+)-of-(\d+)", "1-of-1" if path.stem == "manifest" else path.stem)
         if match:
@@ -239,12 +279,18 @@ def status(folder: str | Path) -> list[Shard]:
             try:
                 state = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else {"finished": True}
                 shards[key] = Shard(*key, **state)
+                if shards[key].of:
+                    when = path.stat().st_mtime_ns, shards[key].of
+                    latest[key[1]] = max(latest.get(key[1], when), when)
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"manifest: expected the state of a shard in '{files.shown(path)}', got: {error}"
                 ) from error
     if not shards:
         raise ValueError(f"manifest: none in '{files.shown(folder)}'")
+    for key, shard in shards.items():
+        if shard.of and shard.of != latest[shard.count][1]:
+            shards[key] = replace(shard, outdated=True)
     counts = sorted({count for _, count in shards})
     return [shards.get((i, count), Shard(i, count)) for count in counts for i in range(1, count + 1)]
 
@@ -263,6 +309,12 @@ def _files_of_set(folder: str) -> list[Path]:
     name = files.shown(folder)
     if all(lacking.values()):
         shards = min(lacking.values(), key=len)
+        if outdated := [f"{shard.index}/{shard.count}" for shard in shards if shard.outdated]:
+            newer = [f"{s.index}/{s.count}" for s in sets[shards[0].count] if s.of and not s.outdated]
+            raise ValueError(
+                f"manifest: '{name}': shards {some(outdated, 5)} and {some(newer, 5)} were made from different lists "
+                f"of videos: run shard {some(outdated, 5)} again"
+            )
         said = [f"{s.index}/{s.count} has not {'started' if s.videos is None else 'ended'}" for s in shards]
         raise ValueError(
             f"manifest: '{name}' is not complete: shard {some(said, 5)}; prepare.py --status out={name} shows all"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ LABELS = dict.fromkeys(("real", "original", "genuine", "pristine"), 0)
 LABELS |= dict.fromkeys(("fake", "forged", "manipulated", "deepfake", "synthetic"), 1)
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
+NOTHING = ("none", "nan", "null")  # what scripts write into a cell without a name
 BOX = ("frame", "left", "top", "right", "bottom")
 
 SPREADSHEET = "a spreadsheet; save it as CSV"
@@ -86,7 +89,7 @@ def _parquet(content: bytes) -> pandas.DataFrame:
 
 
 def _csv(content: bytes) -> pandas.DataFrame:
-    text = _decoded(content).lstrip("\r\n")
+    text = re.sub(r"\A(?:[^\S\r\n]*[\r\n]+)*", "", _decoded(content))  # lines of blanks above the header
     if not text.strip():
         raise ValueError("expected a header line and rows, got an empty file")
     told = re.match(r"sep=([,;\t|])[\r\n]+", text)  # as Excel writes it
@@ -117,7 +120,7 @@ def _decoded(content: bytes) -> str:
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252", "latin-1"):
         try:
-            text = content.decode(encoding)
+            text = content.decode(encoding).rstrip("\x1a")  # the end of a file in CP/M and DOS
         except UnicodeDecodeError:
             continue
         if len(plain := text.encode()) == len(plain.translate(None, CONTROLS)):
@@ -206,6 +209,21 @@ def text(column: pandas.Series) -> pandas.Series:
     return column.astype(str).where(column.notna(), "").str.strip()
 
 
+def names(column: pandas.Series) -> pandas.Series:
+    """:func:`text` of a column that names something or nothing, "" also where it says ``None``, ``nan`` or ``null``."""
+    cells = text(column)
+    return cells.where(~cells.str.lower().isin(NOTHING), "")
+
+
+def spellings(path: str) -> list[str]:
+    """A path as written, then with Windows' separators taken, each also in the other normal forms of Unicode.
+
+    macOS gives names out in another form than people type, and a copy on another system keeps it.
+    """
+    written = (path, path.replace("\\", "/"))
+    return list(dict.fromkeys(s for w in written for s in (w, *(unicodedata.normalize(f, w) for f in ("NFC", "NFD")))))
+
+
 def labels(column: pandas.Series, problems: Problems) -> np.ndarray:
     """Labels ``(N,)`` int64, 1 = fake, from numbers or words; -1 where that is a problem."""
     return _understood(column, problems, _label, "0 or real, 1 or fake (true may mean either)", -1).astype(np.int64)
@@ -242,7 +260,8 @@ def read_boxes(path: str | Path) -> dict[str, np.ndarray]:
     """Boxes by video from a table: video (its path below the source), frame, left, top, right, bottom; read once.
 
     Returns:
-        For each video ``(T, 5)`` float64 by rising frame: its number, and the box in pixels.
+        For each video, as :func:`plain_path` writes it, ``(T, 5)`` float64 by rising frame: its number, and the box in
+        pixels.
 
     Raises:
         ValueError: it is no such table, or a box is no box; every problem is listed.
@@ -253,6 +272,7 @@ def read_boxes(path: str | Path) -> dict[str, np.ndarray]:
     problems.check()
     video = text(table["video"])
     problems.add("video", video == "", "empty")
+    video = video.map(plain_path)
     numbers = pandas.DataFrame({column: _numbers(table[column], problems) for column in BOX})
     problems.add("right", numbers["right"] <= numbers["left"], "expected more than left")
     problems.add("bottom", numbers["bottom"] <= numbers["top"], "expected more than top")
@@ -260,6 +280,11 @@ def read_boxes(path: str | Path) -> dict[str, np.ndarray]:
     problems.add("frame", again, "expected one box in a frame, got another")
     problems.check()
     return {name: rows.to_numpy(float) for name, rows in numbers.sort_values("frame").groupby(video)}
+
+
+def plain_path(path: str) -> str:
+    """A path with ``/`` between its parts and without ``.``, however a system or a script wrote it."""
+    return posixpath.normpath(path.replace("\\", "/"))
 
 
 def _numbers(column: pandas.Series, problems: Problems) -> np.ndarray:

@@ -8,14 +8,15 @@ from pathlib import Path
 from .celeb_df import celeb_df
 from .common import SPLITS, Found, Listing, Video, clip_at, left_out, listing, subfolder
 from .deepfakebench import deepfakebench
-from .dfdc import dfdc, lists_of
-from .faceforensics import faceforensics
-from .folder import folder
-from .splits import Draw, check
+from .dfdc import dfdc, is_dfdc
+from .faceforensics import faceforensics, is_flat
+from .folder import folder, split_folders
+from .splits import Draw, check, unknown_people
 from .table import table
 
 __all__ = [
     "KINDS", "SPLITS", "Draw", "Found", "Listing", "Video", "check", "clip_at", "left_out", "listing", "recognise",
+    "unknown_people",
 ]  # fmt: skip
 
 KINDS: dict[str, Callable[[Path, Draw], Found]] = {
@@ -44,16 +45,17 @@ def recognise(path: Path) -> str:
     def has(*names: str) -> bool:
         return all(subfolder(path, name).is_dir() for name in names)
 
-    if has("original_sequences", "manipulated_sequences"):
+    if has("original_sequences", "manipulated_sequences") or is_flat(path):
         return "faceforensics"
     if has("Celeb-real", "Celeb-synthesis"):
         return "celeb_df"
-    if lists_of(path):
-        return "dfdc"
-    if has("real", "fake"):
+    if has("real", "fake") or split_folders(path):
         return "folder"
+    if is_dfdc(path):
+        return "dfdc"
     raise ValueError(
-        f"source {path}: expected a FaceForensics++ tree (original_sequences/, manipulated_sequences/), a Celeb-DF v2 "
-        "tree (Celeb-synthesis/), DFDC folders (metadata.json), a folder with real/ and fake/, a DeepfakeBench .json, "
-        "or a table (.csv, .tsv, .parquet) with the columns path and label; kind= names it where it is not recognised"
+        f"source {path}: expected a FaceForensics++ tree (original_sequences/, manipulated_sequences/), a Celeb-DF "
+        "tree (Celeb-synthesis/), DFDC folders (metadata.json), a folder with real/ and fake/ (or train/real/ and so "
+        "on), a DeepfakeBench .json, or a table (.csv, .tsv, .parquet) with the columns path and label; kind= names "
+        "it where it is not recognised"
     )

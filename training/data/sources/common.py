@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...files import shown
 from .. import images, video
+from ..tables import plain_path
 from ..video import Clip
 
 SPLITS = ("train", "val", "test")
@@ -61,11 +62,11 @@ class Video:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a table of boxes may call it: its path, below the source where it lies there, its key, its id."""
+        """What :func:`.tables.read_boxes` may call it: path (below the source if there), key, id, whole path."""
         path = self.path
-        if self.root is not None and path.is_relative_to(self.root):
-            path = path.relative_to(self.root)
-        return path.as_posix(), self.key, self.video_id
+        below = self.root is not None and path.is_relative_to(self.root)
+        names = path.relative_to(self.root) if below else path, self.key, self.video_id, path
+        return tuple(plain_path(str(name)) for name in names)
 
 
 @dataclass
@@ -259,6 +260,34 @@ def twin_and_people(name: str) -> tuple[str, tuple[str, ...]] | None:
     else:
         return None
     return twin, (match[1], match[2]) if match[2] else (match[1],)
+
+
+def by_last_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of real videos, paths without endings, by their last part, for :func:`originals`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        found.setdefault(name.rpartition("/")[2], []).append(name)
+    return found
+
+
+def originals(fake: str, reals: Mapping[str, list[str]]) -> list[str]:
+    """The real videos that a fake is named after, in the order of its name: ``000_003`` of ``000`` and ``003``.
+
+    Args:
+        fake: path without ending.
+        reals: of :func:`by_last_part`; a last part that several share counts only in the fake's own sub-folder.
+    """
+    parent, _, last = fake.rpartition("/")
+    if fake in reals.get(last, ()):
+        return [fake]
+    words = last.split("_")
+    found = []
+    for start in range(len(words)):
+        for end in range(len(words), start, -1):
+            candidates = reals.get(name := "_".join(words[start:end]), [])
+            beside = f"{parent}/{name}" if parent else name
+            found += [beside] if beside in candidates else candidates if len(candidates) == 1 else []
+    return list(dict.fromkeys(found))
 
 
 def usable(videos: Iterable[Video]) -> tuple[list[Video], list[tuple[Path, str]]]:

@@ -10,8 +10,20 @@ from pathlib import Path
 
 from ..tables import SPLITS
 from ..video import Clip
-from .common import LEVEL, REAL, Found, Video, lost_frames, natural, qualities, twin_and_people, usable
-from .splits import Draw, complete, unknown_people
+from .common import (
+    LEVEL,
+    REAL,
+    Found,
+    Video,
+    by_last_part,
+    lost_frames,
+    natural,
+    originals,
+    qualities,
+    twin_and_people,
+    usable,
+)
+from .splits import Draw, complete
 
 Names = tuple[str, str, str, str, str]  # dataset, label, split, level or "", video
 
@@ -46,7 +58,13 @@ def deepfakebench(path: Path, draw: Draw) -> Found:
         by_level = files.setdefault((dataset, label, split, "", name), {})
         if there:
             by_level[level] = tuple(sorted(there, key=lambda frame: natural(frame.name)))
-    videos = []
+    videos: list[Video] = []
+    more: dict[str, tuple[str, ...]] = {}
+    names_of: dict[tuple[str, str], list[str]] = {}  # of real videos, by data set and split
+    for dataset, label, split, _, name in files:
+        if _is_real(label):
+            names_of.setdefault((dataset, split), []).append(name)
+    reals = {key: by_last_part(names) for key, names in names_of.items()}
     for (dataset, label, split, _, name), by_level in files.items():
         if not by_level:
             continue
@@ -54,16 +72,17 @@ def deepfakebench(path: Path, draw: Draw) -> Found:
         if not levels:
             reference, levels, missing = qualities(by_level)
             lost += missing
-        fake = int("real" not in label.lower())
-        twin, people = _behind(label, name)
+        fake = int(not _is_real(label))
+        twins, people = _behind(label, name, reals.get((dataset, split), {}))
         manipulation = label if fake else REAL
-        videos.append(Video(dataset, manipulation, name, fake, split, reference, levels, twin, people, root))
+        videos.append(Video(dataset, manipulation, name, fake, split, reference, levels, twins[0], people, root))
+        more[videos[-1].key] = tuple(twins[1:])
     remarks = [f"{gone} of {named} frames are not on disk and are left out"] if gone else []
     if empty := len(files) - len(videos):
         remarks.append(f"{empty} of {len(files)} videos have no frame on disk and are left out")
     videos, refused = usable(videos)
-    videos, more = complete(videos, draw)
-    return Found(videos, remarks + lost_frames(lost) + more + unknown_people(videos), refused)
+    videos, drawn = complete(videos, draw, more)
+    return Found(videos, remarks + lost_frames(lost) + drawn, refused)
 
 
 def _entries(content: object, path: Path) -> Iterator[tuple[Names, object]]:
@@ -97,17 +116,25 @@ def _frames(entry: object, names: Names, path: Path) -> list[Path]:
     if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
         raise ValueError(f'{where}: expected {{"label": …, "frames": [paths]}}, got {str(entry)[:80]}')
     label = entry.get("label", names[1])
-    if not isinstance(label, str) or ("real" in label.lower()) != ("real" in names[1].lower()):
+    if not isinstance(label, str) or _is_real(label) != _is_real(names[1]):
         raise ValueError(f"{where}: expected a label like that of its group, '{names[1]}', got {label!r}")
     return [Path(frame.replace("\\", "/")) for frame in frames]
 
 
-def _behind(label: str, name: str) -> tuple[str, tuple[str, ...] | None]:
-    """Twin and people, where the names of the set tell."""
+def _is_real(label: str) -> bool:
+    return "real" in label.lower()
+
+
+def _behind(label: str, name: str, reals: dict[str, list[str]]) -> tuple[list[str], tuple[str, ...] | None]:
+    """Twins and people, where names tell; ``reals`` of the data set and split are what a fake may be named after."""
     if label.startswith("FF-"):
         target, _, source = name.partition("_")
-        return target, (target, source) if source else (target,)
-    return twin_and_people(name) or (f"{label}/{name}", None)
+        return [target], (target, source) if source else (target,)
+    if told := twin_and_people(name):
+        return [told[0]], told[1]
+    if _is_real(label):
+        return [name], None
+    return originals(name, reals) or [f"{label}/{name}"], None
 
 
 def _root_of(path: Path, frames: list[Path]) -> Path:

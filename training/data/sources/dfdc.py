@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..tables import LABELS, SPLITS
+from ..tables import LABELS, NOTHING, SPLITS
 from .common import REAL, Found, Video, is_hidden, left_out, listing, stem, usable
-from .splits import Draw, complete, unknown_people
+from .splits import Draw, complete
 
 
 def lists_of(root: Path) -> list[Path]:
     """The lists of videos in a folder and two levels below: ``metadata.json``, or ``dataset.json`` of the preview."""
     names = [f"{below}{name}.json" for name in ("metadata", "dataset") for below in ("", "*/", "*/*/")]
     return sorted(path for name in names for path in root.glob(name) if not is_hidden(path.parent.name))
+
+
+def is_dfdc(root: Path) -> bool:
+    """Whether one of :func:`lists_of` a folder gives labels to names; others have a metadata.json of another kind."""
+    for path in lists_of(root):
+        try:
+            content = _entries(path)
+        except (OSError, ValueError):
+            continue
+        if any(isinstance(entry, dict) and "label" in entry for entry in content.values()):
+            return True
+    return False
 
 
 def dfdc(root: Path, draw: Draw) -> Found:
@@ -47,7 +59,9 @@ def dfdc(root: Path, draw: Draw) -> Found:
             used.add(on_disk)
             people = tuple(str(entry[key]) for key in ("target_id", "swapped_id") if entry.get(key) is not None)
             own = stem(name).rpartition("/")[2]
-            twin = stem(str(entry.get("original") or "")) if label else own
+            original = entry.get("original")  # NaN where a table was turned into JSON
+            named = isinstance(original, str) and original.lower() not in NOTHING
+            twin = (stem(original) if named else "") if label else own
             orphans += not twin and not people
             twin = people[0] if people else twin or own
             dataset = "DFDC" if path.name == "metadata.json" else "DFDC-preview"
@@ -64,7 +78,7 @@ def dfdc(root: Path, draw: Draw) -> Found:
     videos, refused = usable(videos)
     videos, more = complete(videos, draw)
     remarks = [f"{count} {what}" for what, count in counts.items() if count]
-    return Found(videos, remarks + more + unknown_people(videos) + left_out([found]), refused)
+    return Found(videos, remarks + more + left_out([found]), refused)
 
 
 def _entries(path: Path) -> dict[str, object]:

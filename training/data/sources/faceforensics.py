@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..video import Clip
@@ -24,11 +25,15 @@ from .common import (
 )
 from .splits import Draw, complete
 
-ACTED = ("actors", "DeepFakeDetection")
+ACTED = ("actors", "deepfakedetection")
+FORGERIES = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
 
 
 def faceforensics(root: Path, draw: Draw) -> Found:
     """``{original,manipulated}_sequences/<name>/<level>``, each level with videos or frames of videos.
+
+    Or ``original/``, ``Deepfakes/`` and so on with the videos of one level in them, which is the source: which level it
+    is, the folders do not say.
 
     Without ``splits/`` whole id pairs are drawn if ``draw.draw_splits``. Videos of actors (DeepFakeDetection) have no
     official split and are for testing only.
@@ -36,36 +41,38 @@ def faceforensics(root: Path, draw: Draw) -> Found:
     Raises:
         ValueError: a split file is missing or malformed, or two files are the same video.
     """
-    drawn = draw.draw_splits and not subfolder(root, "splits").is_dir()
+    given = subfolder(root, "splits").is_dir()
+    drawn = draw.draw_splits and not given
     official = {} if drawn else _official_splits(root)
     videos: list[Video] = []
     listings: list[Listing] = []
     unlisted = lost = 0
-    for kind, label in (("original_sequences", 0), ("manipulated_sequences", 1)):
-        for folder in sorted(path for path in subfolder(root, kind).glob("*") if path.is_dir()):
-            by_name: dict[str, dict[str, Clip]] = {}
-            for level in sorted(path for path in folder.iterdir() if LEVEL.fullmatch(path.name.lower())):
-                listings.append(found := clips_of_level(level))
-                for name, clip in by_stem(found.clips(), root).items():
-                    by_name.setdefault(name, {})[level.name.lower()] = clip
-            acted = folder.name in ACTED
-            for name, files in by_name.items():
-                target, _, source = name.partition("_") if label else (name, "", "")
-                twin, people = target, (target, source) if source else (target,)
-                split = official.get(target, ("", ""))[0]
-                if acted:
-                    split = "test"
-                    twin, people = twin_and_people(name) or (name, None)
-                elif not drawn and (not split or (label and source != official[target][1])):
-                    unlisted += 1
-                    continue
-                reference, levels, missing = qualities(files)
-                lost += missing
-                dataset = "DeepFakeDetection" if acted else "FaceForensics++"
-                manipulation = folder.name if label else REAL
-                videos.append(Video(dataset, manipulation, name, label, split, reference, levels, twin, people, root))
+    for folder, label, level_folders in _folders(root):
+        by_name: dict[str, dict[str, Clip]] = {}
+        for level, place in level_folders.items():
+            listings.append(found := clips_of_level(place))
+            for name, clip in by_stem(found.clips(), root).items():
+                by_name.setdefault(name, {})[level] = clip
+        acted = folder.name.lower() in ACTED
+        for name, files in by_name.items():
+            target, _, source = name.partition("_") if label else (name, "", "")
+            twin, people = target, (target, source) if source else (target,)
+            split = official.get(target, ("", ""))[0]
+            if acted:
+                split = "test"
+                twin, people = twin_and_people(name) or (name, None)
+            elif not drawn and (not split or (label and source != official[target][1])):
+                unlisted += 1
+                continue
+            reference, levels, missing = qualities(files)
+            lost += missing
+            dataset = "DeepFakeDetection" if acted else "FaceForensics++"
+            manipulation = folder.name if label else REAL
+            videos.append(Video(dataset, manipulation, name, label, split, reference, levels, twin, people, root))
     videos, refused = usable(videos)
     remarks = lost_frames(lost)
+    if draw.draw_splits and given:
+        remarks.append("draw_splits: the tree has official splits, and these are used")
     if drawn:
         acting = [video for video in videos if video.dataset == "DeepFakeDetection"]
         videos, more = complete([video for video in videos if not video.split], draw)
@@ -76,6 +83,24 @@ def faceforensics(root: Path, draw: Draw) -> Found:
     if official and (missing := len(official) - originals):
         remarks.append(f"{missing} of the {len(official)} original videos that the splits name are not in the tree")
     return Found(videos, remarks + left_out(listings), refused)
+
+
+def is_flat(root: Path) -> bool:
+    """Whether a folder is the tree of one level, without the folders of levels: ``original/``, ``Deepfakes/`` …"""
+    return subfolder(root, "original").is_dir() and any(subfolder(root, name).is_dir() for name in FORGERIES)
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, int, dict[str, Path]]]:
+    """Every folder of a method, its label, and its folders by level."""
+    if is_flat(root) and not subfolder(root, "original_sequences").is_dir():
+        for name in ("original", *FORGERIES):
+            if (folder := subfolder(root, name)).is_dir():
+                yield folder, int(name != "original"), {"c23": folder}  # as the one level it is called the source
+        return
+    for kind, label in (("original_sequences", 0), ("manipulated_sequences", 1)):
+        for folder in sorted(path for path in subfolder(root, kind).glob("*") if path.is_dir()):
+            levels = sorted(path for path in folder.iterdir() if LEVEL.fullmatch(path.name.lower()))
+            yield folder, label, {path.name.lower(): path for path in levels}
 
 
 def _official_splits(root: Path) -> dict[str, tuple[str, str]]:

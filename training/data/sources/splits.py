@@ -34,6 +34,8 @@ class Draw:
     """Seed of drawn splits."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if min(self.val_fraction, self.test_fraction) <= 0 or self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 "val_fraction, test_fraction: expected above 0, and their sum below 1, "
@@ -50,7 +52,7 @@ def complete(
         more: twins that a video has besides its own, by its key.
 
     Returns:
-        The videos in the same order, and remarks on what was left out.
+        The videos in the same order, and remarks on what was drawn and what was left out.
     """
     remarks = []
     if draw.draw_val and (given := sum(video.split == "val" for video in videos)):
@@ -60,6 +62,9 @@ def complete(
     missing = {split: share for split, share in shares.items() if not any(video.split == split for video in videos)}
     pool = [video for video in videos if video.split in ("", "train")]
     if missing and pool:
+        origin = "the training videos" if any(video.split for video in pool) else "all videos"
+        verb = "are" if len(missing) > 1 else "is"
+        remarks.append(f"{' and '.join(missing)} {verb} drawn from {origin}, seed {draw.seed}")
         splits = _drawn(pool, missing, draw.seed, more or {})
         mixed = sum(video.key not in splits for video in pool)
         videos = [replace(v, split=splits.get(v.key, "")) if v.split in ("", "train") else v for v in videos]

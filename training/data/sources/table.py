@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -12,7 +14,7 @@ from ...files import shown
 from .. import tables
 from ..tables import Problems, quoted
 from .common import LEVEL, RAW_LEVELS, REAL, Found, Video, clip_at, lost_frames, qualities, stem, usable
-from .splits import Draw, complete, unknown_people
+from .splits import Draw, complete
 
 IDENTITY = ["dataset", "manipulation", "video_id"]
 
@@ -28,19 +30,22 @@ def table(path: Path, draw: Draw) -> Found:
     problems = Problems(f"source {shown(path)}")
     rows = _rows(path, problems)
     problems.check()
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for row in rows.itertuples(index=False):
+        groups.setdefault((row.dataset, row.manipulation, row.video_id), []).append(row)
     videos, lost = [], 0
-    for (dataset, manipulation, video_id), group in rows.groupby(IDENTITY, sort=False):
-        first, by_level = group.iloc[0], dict(zip(group["level"], group["clip"], strict=True))
-        reference, levels, missing = qualities(by_level) if first["level"] else ("source", {"source": by_level[""]}, 0)
+    for (dataset, manipulation, video_id), group in groups.items():
+        first, by_level = group[0], {row.level: row.clip for row in group}
+        reference, levels, missing = qualities(by_level) if first.level else ("source", {"source": by_level[""]}, 0)
         lost += missing
-        people = tuple(filter(None, map(str.strip, first["person"].split(";")))) or None
-        label, split, twin = int(first["label"]), first["split"], first["twin"] or stem(video_id)
+        people = tuple(filter(None, map(str.strip, re.split("[;,|]", first.person)))) or None
+        label, split, twin = int(first.label), first.split, first.twin or stem(video_id)
         videos.append(
             Video(dataset, manipulation, video_id, label, split, reference, levels, twin, people, path.parent)
         )
     videos, refused = usable(videos)
     videos, remarks = complete(videos, draw)
-    return Found(videos, lost_frames(lost) + remarks + unknown_people(videos), refused)
+    return Found(videos, lost_frames(lost) + remarks, refused)
 
 
 def _rows(path: Path, problems: Problems) -> pandas.DataFrame:
@@ -49,7 +54,8 @@ def _rows(path: Path, problems: Problems) -> pandas.DataFrame:
     Columns: path (below the table's folder, or absolute: a video, a picture, a folder of frames), label, split,
     dataset (else the table's name), manipulation (else ``fake``; of reals always ``real``), video_id (else the path),
     twin (what a real video and the fakes made from it share, else the id), compression (raw, c0 or c and a number: the
-    rows of one video are its qualities), person (several with ``;`` between them).
+    rows of one video are its qualities), person (whose faces they are, with ``;``, ``,`` or ``|`` between several). The
+    words None, nan and null are no twin and no person.
     """
     given = tables.read(path, "source")
     tables.require(given, ("path", "label"), problems)
@@ -57,6 +63,8 @@ def _rows(path: Path, problems: Problems) -> pandas.DataFrame:
     names = ("path", "split", *IDENTITY, "twin", "compression", "person")
     empty = pandas.Series("", index=given.index)
     rows = pandas.DataFrame({name: tables.text(given[name]) if name in given else empty for name in names})
+    for name in {"twin", "person"} & set(given):
+        rows[name] = tables.names(given[name])
     rows["label"] = tables.labels(given["label"], problems)
     if (rows["split"] != "").any():
         rows["split"] = tables.splits(given["split"], problems)
@@ -96,9 +104,9 @@ def _rows(path: Path, problems: Problems) -> pandas.DataFrame:
 
 
 def _place(root: Path, text: str) -> Path:
-    """Where a cell points; Windows' separators are taken where they lead nowhere as they are."""
-    place = root / text
-    return place if os.path.exists(place) else root / text.replace("\\", "/")
+    """Where a cell points: in the first of its :func:`.tables.spellings` that leads somewhere, else as written."""
+    places = [root / spelling for spelling in tables.spellings(text)]
+    return next((place for place in places if os.path.exists(place)), places[0])
 
 
 def _name(root: Path, place: Path) -> str:
