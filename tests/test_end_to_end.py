@@ -98,7 +98,7 @@ def test_evaluation_on_both_sets(sets, runs):
     evaluate.main([*words, "--bootstrap", "20", "--out", str(out)])
     rows = json.loads((out / "results.json").read_text())["rows"]
     tested = {(row["dataset"], row["manipulation"], row["compression"]): row for row in rows}
-    kinds = {"FaceForensics++": ("NeuralTextures", "raw", 3), "Celeb-DF-v2": ("Celeb-synthesis", "source", 5)}
+    kinds = {"FaceForensics++": ("NeuralTextures", "raw", 3), "Celeb-DF": ("Celeb-synthesis", "source", 5)}
     assert set(tested) == {
         (name, manipulation, quality)
         for name, (forgery, reference, _) in kinds.items()

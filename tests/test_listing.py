@@ -227,6 +227,14 @@ def test_what_the_folders_do_not_split_is_drawn_and_given_splits_stay(tmp_path):
     check(found.videos, list(SPLITS), "set")
 
 
+def test_a_fake_in_another_split_than_its_original_is_said(tmp_path):
+    touch(tmp_path, *(f"{split}/{kind}/{name}" for split, kind, name in (
+        ("train", "real", "000.mp4"), ("train", "fake", "000_001.mp4"), ("test", "real", "003.mp4"),
+        ("test", "fake", "003_004.mp4"), ("test", "fake", "000_009.mp4"))))  # fmt: skip
+    found = find("folder", tmp_path)
+    assert said(found, "^2 of 3 fakes belong") and said(found, "^1 fakes are named after a real video of another")
+
+
 def test_a_folder_called_like_a_split_beside_other_clips_is_none_and_that_is_said(tmp_path):
     touch(tmp_path, *(f"{kind}/{name}.mp4" for kind in ("real", "fake") for name in ("train/a", "b", "c", "d")))
     assert set(split_of(found := find("folder", tmp_path)).values()) == {*SPLITS}

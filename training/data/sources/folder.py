@@ -31,8 +31,9 @@ def folder(root: Path, draw: Draw) -> Found:
     """Videos and pictures below ``real/`` and ``fake/``: pictures beside each other in a sub-folder are one clip.
 
     Folders ``train/``, ``val/``, ``test/`` with ``real/`` and ``fake/`` in them, or in these with everything in them,
-    are the splits. Folders ``videos/``, ``frames/`` and ``images/`` are no part of a name, and a video that lies there
-    as a file and as its frames is taken once, as the file.
+    are the splits, and stay as they are even where a remark says that they share originals or people. Folders
+    ``videos/``, ``frames/`` and ``images/`` are no part of a name, and a video that lies there as a file and as its
+    frames is taken once, as the file.
 
     A fake belongs to the real video that :func:`.common.twin_and_people` tells, else to that of the same name, endings
     aside, and those whose names it is put together from; of its own split only, where the splits are given. Splits are
@@ -118,11 +119,12 @@ def _tied(videos: list[Video]) -> tuple[list[Video], dict[str, tuple[str, ...]],
              for split in {video.split for video in tied}}  # fmt: skip
     more: dict[str, tuple[str, ...]] = {}
     splits_of: dict[str, set[str]] = defaultdict(set)  # by person
-    matched = 0
+    matched = elsewhere = 0
     for i, video in enumerate(tied):
         name = stem(video.video_id)
         found = originals(video.twin or name, reals[video.split]) if video.label else [video.twin]
         matched += video.label and bool(found)
+        elsewhere += not found and any(originals(video.twin or name, others) for others in reals.values())
         twin, *others = found or [video.twin or f"{video.manipulation}/{name}"]
         more[video.key] = tuple(others)
         for person in video.people or ():
@@ -131,6 +133,8 @@ def _tied(videos: list[Video]) -> tuple[list[Video], dict[str, tuple[str, ...]],
         tied[i] = replace(video, twin=twin, people=video.people if video.split in ("", "train") else None)
     fakes = sum(video.label for video in tied)
     remarks = [f"{matched} of {fakes} fakes belong to a real video by name and are in its split"]
+    if elsewhere:
+        remarks.append(f"{elsewhere} fakes are named after a real video of another of the given splits")
     if both := sum(len(splits) > 1 for splits in splits_of.values()):
         remarks.append(f"{both} of {len(splits_of)} people are in more than one of the given splits")
     return tied, more, remarks
