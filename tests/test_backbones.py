@@ -9,13 +9,7 @@ from torch import nn
 
 from training.models.detector import Detector, pretrained_setting
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained_by(loss, model):

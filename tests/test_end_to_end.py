@@ -20,17 +20,11 @@ from safetensors.torch import load_file
 
 from training import evaluate, export, predict, prepare, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 64
 STEPS = 2
 NETWORKS = ("resnet18", "legacy_xception")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,9 @@ from training.config import Config
 from training.models import checkpoints
 from training.report import figures
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REALS, FAKES = ("youtube",), ("Deepfakes", "FaceSwap")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Brightness(nn.Module):

@@ -21,15 +21,9 @@ from training.data import crops, embedded, sources
 from training.models.checkpoints import save_weights
 from training.models.detector import Detector
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

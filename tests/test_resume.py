@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import cache, one_thread, rows, tiny  # noqa: F401 - fixtures
+from test_training import cache, rows, tiny  # noqa: F401 - fixtures
 
 from training import fit, train
 from training.config import Config
@@ -14,6 +14,8 @@ from training.data.loader import load_splits
 from training.models import checkpoints
 from training.models.weights import read_weights
 from training.report.log import read_rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

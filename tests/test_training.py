@@ -21,13 +21,7 @@ from training.models.distillers import DISTILLERS, NoDistillation
 from training.models.weights import read_weights
 from training.report.log import NonFiniteLoss
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

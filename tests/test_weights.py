@@ -17,13 +17,7 @@ from torch import nn
 from training.models.detector import Detector
 from training.models.weights import load_into, read_torch, read_weights
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scrambled(model: nn.Module) -> nn.Module:

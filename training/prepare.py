@@ -200,7 +200,7 @@ def prepare(options: Options) -> int:
     engine = (
         workers.by_dask(options.scheduler, work, todo)
         if options.scheduler
-        else workers.by_processes(work, todo, options.jobs or os.cpu_count() or 1)
+        else workers.by_processes(work, todo, options.jobs)
     )
     with tqdm(total=len(videos), initial=len(videos) - len(todo), desc="videos", unit=" videos") as bar:
         for video, reason in engine:
