@@ -9,7 +9,13 @@ from .frequency_attention.op import (
     spectral_distance,
 )
 from .multi_view.op import MultiViewLoss, multi_view_attention, multi_view_loss, sample_views, view_histogram
-from .sliced_wasserstein.op import SlicedWassersteinLoss, project_and_sort, sample_projections, sliced_wasserstein
+from .sliced_wasserstein.directions import sample_projections
+from .sliced_wasserstein.op import (
+    SlicedWassersteinLoss,
+    max_sliced_wasserstein,
+    project_and_sort,
+    sliced_wasserstein,
+)
 from .version import __version__
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "backends",
     "frequency_attention_loss",
     "frequency_attention_map",
+    "max_sliced_wasserstein",
     "multi_view_attention",
     "multi_view_loss",
     "project_and_sort",

@@ -162,3 +162,25 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: Tensor) -> Tensor:
     """Two (B, N, D) and (D, K) -> (B,), p 2."""
     return (project_and_sort(x, projections)[0] - project_and_sort(y, projections)[0]).square().mean((1, 2))
+
+
+def _levels(weights: Tensor | None, order: Tensor) -> Tensor:
+    """Cumulative weights of sorted points: (B, K, N), or (N,) where all are the same."""
+    if weights is None:
+        return torch.arange(1, order.shape[2] + 1, device=order.device) / order.shape[2]
+    return weights[:, None].expand(order.shape).gather(2, order).cumsum(2)
+
+
+def weighted_sliced_wasserstein(
+    x: Tensor, y: Tensor, projections: Tensor, x_weights: Tensor | None, y_weights: Tensor | None
+) -> Tensor:
+    """(B, N, D), (B, M, D), (D, K), and (B, N) and (B, M) or None twice -> (B,), p 2; the levels in float32."""
+    (x_values, x_order), (y_values, y_order) = (project_and_sort(points, projections) for points in (x, y))
+    levels = _levels(x_weights, x_order), _levels(y_weights, y_order)
+    merged = torch.cat(levels, -1).sort(-1).values
+    width = torch.diff(merged, prepend=torch.zeros_like(merged[..., :1]))
+    quantiles = []
+    for values, own in zip((x_values, y_values), levels, strict=True):
+        index = torch.searchsorted(own, merged).clamp(max=values.shape[2] - 1)
+        quantiles.append(values[..., index] if index.ndim == 1 else values.gather(2, index))
+    return (width * (quantiles[0] - quantiles[1]).square()).sum(2).mean(1)

@@ -9,6 +9,7 @@ namespace add_ops {
 void bind_spectral_distance(pybind11::module_& m);
 void bind_view_histogram(pybind11::module_& m);
 void bind_project_and_sort(pybind11::module_& m);
+void bind_quantile_distance(pybind11::module_& m);
 
 }  // namespace add_ops
 
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_C, m) {
   add_ops::bind_spectral_distance(m);
   add_ops::bind_view_histogram(m);
   add_ops::bind_project_and_sort(m);
+  add_ops::bind_quantile_distance(m);
 }

@@ -41,7 +41,8 @@ void sort_with_index(py::array values, py::array index, int threads) {
   const auto sort = ADD_OPS_KERNEL(sort_rows);
   const int workers = std::max(threads, 1);
   const std::unique_ptr<char[]> scratch(new char[workers * sort_scratch(n, wide)]);
-  const int64_t step = std::max<int64_t>(1, kItemValues / n);
+  const int64_t together = !wide && n <= kNetworkMost ? kRowsMost : 1;
+  const int64_t step = together * std::max<int64_t>(1, kItemValues / n / together);
   parallel_for((rows + step - 1) / step, workers, [&](int64_t item, int worker) {
     const int64_t first = item * step, at = first * n;
     sort(wide, short_index, std::min(step, rows - first), n, data + at * (wide ? 8 : 4), places + at * (short_index ? 2 : 4),

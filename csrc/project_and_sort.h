@@ -14,8 +14,13 @@ struct Keyed {
   int32_t place;
 };
 
-// Bytes of scratch memory that a row of n values needs.
+// Rows of up to so many float32 values are sorted side by side, as many as a vector has lanes, at most kRowsMost.
+constexpr int64_t kNetworkMost = 1024;
+constexpr int64_t kRowsMost = 8;
+
+// Bytes of scratch memory that rows of n values need.
 constexpr int64_t sort_scratch(int64_t n, bool wide) {
+  if (!wide && n <= kNetworkMost) return 8 * kRowsMost * (n + kRowsMost) + 64;
   return 2 * n * static_cast<int64_t>(wide ? sizeof(Keyed<uint64_t>) : sizeof(Keyed<uint32_t>));
 }
 

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "simd.h"
+
 namespace add_ops {
 namespace ADD_OPS_ISA {
 namespace {
@@ -95,8 +97,99 @@ void radix_sort(int64_t n, Float* values, Index* index, Keyed<typename KeyOf<Flo
   }
 }
 
+#if defined(__AVX512F__)
+constexpr int kNetwork = kNetworkMost;  // above, a radix sort takes fewer steps
+#elif defined(__AVX2__)
+constexpr int kNetwork = 256;
+#else
+constexpr int kNetwork = 0;  // no comparison of 64-bit integers
+#endif
+using Packed = Vec<int64_t>;  // of as many rows: a float's key above its place, all different, so that any sort is stable
+constexpr int kRows = lanes<int64_t>;
+using Floats = Vector<float, kRows>;
+using Keys = Vector<int32_t, kRows>;
+
+ADD_OPS_INLINE Packed pack(const float* values, int64_t first) {
+  const Floats value = load<Floats>(values);
+  Keys key = bits_as<Keys>(value + 0.0f);
+  key ^= (key >> 31) & 0x7fffffff;  // ascends as the float does
+  key = value == value ? key : Keys{} + 0x7fffffff;
+  Packed place;
+  for (int i = 0; i < kRows; ++i) place[i] = first + i;
+  return __builtin_convertvector(key, Packed) << 32 | place;
+}
+
+template <typename Index>
+ADD_OPS_INLINE void unpack(const Packed& packed, float* values, Index* index) {
+  Keys key = __builtin_convertvector(packed >> 32, Keys);
+  key ^= (key >> 31) & 0x7fffffff;
+  store(values, key);
+  store(index, __builtin_convertvector(packed & 0x7fffffff, Vector<Index, kRows>));
+}
+
+// Batcher's merge exchange for any n (Knuth, The Art of Computer Programming, 5.2.2 M): rows side by side in the lanes, so
+// that every comparison serves all of them.
+void merge_exchange(int64_t n, char* columns) {
+  constexpr int64_t size = sizeof(Packed);
+  int64_t top = 1;
+  while (2 * top < n) top *= 2;
+  for (int64_t p = top; p > 0; p /= 2)
+    for (int64_t q = top, r = 0, d = p;; d = q - p, q /= 2, r = p) {
+      for (int64_t run = r; run < n - d; run += 2 * p) {
+        const int64_t end = run + p < n - d ? run + p : n - d;
+        for (int64_t i = run; i < end; ++i) {
+          const Packed a = load<Packed>(columns + i * size), b = load<Packed>(columns + (i + d) * size);
+          store(columns + i * size, a < b ? a : b);
+          store(columns + (i + d) * size, a < b ? b : a);
+        }
+      }
+      if (q == p) break;
+    }
+}
+
+// Sorts kRows rows, of which the last `missing` are not there.
+template <typename Index>
+void network_sort(int64_t n, int missing, float* values, Index* index, char* scratch) {
+  char* columns = scratch + (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
+  const int rows = kRows - missing;
+  float few[kRows];
+  Index places[kRows];
+  for (int64_t first = 0; first < n; first += kRows) {
+    const bool whole = first + kRows <= n;
+    Packed square[kRows];
+    for (int row = 0; row < kRows; ++row) {
+      const float* from = values + (row < rows ? row : 0) * n + first;
+      if (!whole) std::memcpy(few, from, (n - first) * sizeof(float));
+      square[row] = pack(whole ? from : few, first);
+    }
+    transpose<int64_t>(square);
+    for (int column = 0; column < kRows; ++column) store(columns + (first + column) * sizeof(Packed), square[column]);
+  }
+  merge_exchange(n, columns);
+  for (int64_t first = 0; first < n; first += kRows) {
+    Packed square[kRows];
+    for (int column = 0; column < kRows; ++column) square[column] = load<Packed>(columns + (first + column) * sizeof(Packed));
+    transpose<int64_t>(square);
+    for (int row = 0; row < rows; ++row) {
+      if (first + kRows <= n) {
+        unpack(square[row], values + row * n + first, index + row * n + first);
+        continue;
+      }
+      unpack(square[row], few, places);
+      std::memcpy(values + row * n + first, few, (n - first) * sizeof(float));
+      std::memcpy(index + row * n + first, places, (n - first) * sizeof(Index));
+    }
+  }
+}
+
 template <typename Float, typename Index>
 void sort_all(int64_t count, int64_t n, Float* values, Index* index, void* scratch) {
+  if constexpr (std::is_same_v<Float, float>)
+    for (; n <= kNetwork && count >= kRows / 2; values += kRows * n, index += kRows * n) {
+      const int missing = count < kRows ? static_cast<int>(kRows - count) : 0;
+      network_sort(n, missing, values, index, static_cast<char*>(scratch));
+      if ((count -= kRows) <= 0) return;
+    }
   auto* keyed = static_cast<Keyed<typename KeyOf<Float>::type>*>(scratch);
   for (int64_t row = 0; row < count; ++row, values += n, index += n) {
     if (n <= kRankSort && rank_sort(static_cast<int>(n), values, index)) continue;

@@ -1,5 +1,8 @@
 """The C++ kernels beyond what every backend must show: each instruction set, any number of threads, every codelet."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from closeness import relative_error
@@ -88,6 +91,47 @@ def test_project_and_sort(capability, points):
     # Whole numbers project without rounding: float32 and float64 agree on the order, ties included.
     x, theta = torch.randint(-(2**12), 2**12, (2, points, 3)).float(), torch.randint(-3, 4, (3, 5)).float()
     check(lambda x: add_ops.project_and_sort(x, theta)[0], x, torch.randn(2, 5, points))
+
+
+@pytest.mark.parametrize("index", [torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("points", [*range(1, 20), 255, 256, 257, 1000, 1023, 1024, 1025])
+def test_rows_side_by_side_sort_as_alone(capability, points, index):
+    """Any number of rows of any length, ties, zeros, NaN and infinities: as NumPy's stable sort, bit for bit."""
+    for rows in (1, 3, 4, 8, 11, 12, 17):
+        values = (2 * torch.randn(rows, points)).round() / 2
+        for special in (-0.0, math.nan, math.inf, -math.inf, 1e-42):
+            values[torch.rand(rows, points) < 0.04] = special
+        order = torch.from_numpy(np.argsort(values.numpy(), axis=1, kind="stable"))
+        result, found = values.clone(), torch.empty(rows, points, dtype=index)
+        _C.sort_with_index(result.numpy(), found.numpy(), 2)
+        assert torch.equal(found.long(), order)
+        torch.testing.assert_close(result, values.gather(1, order) + 0.0, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("weighted", [(), ("x_weights",), ("x_weights", "y_weights")], ids=len)
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5])
+def test_quantile_distance(capability, p, weighted):
+    """Against the reference in float64, and the same bits for any number of threads."""
+    # Whole numbers project without rounding, and shifted sets have no gap that rounding could turn round.
+    x, y = torch.randint(-(2**12), 2**12, (3, 130, 3)).float(), torch.randint(-(2**12), 2**12, (3, 77, 3)) + 2.0**14
+    theta = torch.tensor([[1.0, 2, 0, 3], [1, 0, 1, 1], [1, 1, 3, 0]])
+    sizes = {"x_weights": 130, "y_weights": 77}
+    weights = {name: torch.rand(3, sizes[name]).double() for name in weighted}
+    weights = {name: value / value.sum(1, keepdim=True) for name, value in weights.items()}
+
+    def distance(x):
+        return add_ops.sliced_wasserstein(x, y.to(x.dtype), theta, p=p, **weights, reduction="none")
+
+    check(distance, x, torch.randn(3, 4))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            points = x.clone().requires_grad_()
+            results.append((value := distance(points), *torch.autograd.grad(value.sum(), points)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 8, 8), (3, 67, 31, 31), (16, 50, 14, 14), (2, 130, 32, 32)], ids=str)

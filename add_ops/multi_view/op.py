@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .. import _dispatch
 from .._checks import accumulation, constant, count, floating, number, one_of, same_device
-from ..sliced_wasserstein.op import project_and_sort_values, random_directions, sample_projections
+from ..sliced_wasserstein.directions import SAMPLINGS, random_directions, sample_projections
+from ..sliced_wasserstein.op import project_and_sort_values
 from . import reference
 
 COORDINATES = ("index", "unit")
@@ -61,22 +62,28 @@ torch.library.register_autograd(
 
 
 def sample_views(
-    num_views: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    num_views: int,
+    *,
+    sampling: str = "uniform",
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw unit vectors uniformly on the sphere: normalised Gaussians.
+    """Draw unit vectors, each of them uniform on the sphere.
 
     Args:
         num_views: how many, >= 1.
+        sampling: ``"uniform"`` (independent), ``"orthogonal"`` (by threes) or ``"quasi"`` (evenly spread), see
+            :func:`sample_projections`.
         generator: source of the numbers; the draw happens on its device.
-        device: where the result lies; default the generator's device, else the CPU.
+        device: where the result lies; default the generator's device, else torch's default device.
 
     Returns:
-        ``(num_views, 3)``, float32.
+        ``(num_views, 3)``, float32 whatever torch's default dtype.
 
     Raises:
-        TypeError, ValueError: ``num_views`` is not an integer >= 1.
+        TypeError, ValueError: ``num_views`` is not an integer >= 1, or an unknown word.
     """
-    return random_directions(count("num_views", num_views), 3, generator, device)
+    return random_directions(count("num_views", num_views), 3, sampling, generator, device).contiguous()
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str = "index") -> Tensor:
@@ -177,7 +184,7 @@ def _all_pairs(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
 def _draw(mask: Tensor, generator: torch.Generator | None) -> Tensor:
     """A uniformly drawn true column of every row: (B, B) -> (B,); any column where a row has none."""
     device = generator.device if generator is not None else mask.device
-    chance = torch.rand(mask.shape, generator=generator, device=device).to(mask.device)
+    chance = torch.rand(mask.shape, generator=generator, device=device, dtype=torch.float32).to(mask.device)
     return torch.where(mask, chance, -1.0).argmax(1)
 
 
@@ -226,10 +233,11 @@ def _grid_slices(
     views: int | Tensor,
     bins: int | None,
     coordinates: str,
+    sampling: str,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     if not isinstance(views, Tensor):
-        views = sample_views(count("views", views), generator=generator, device=student.device)
+        views = sample_views(count("views", views), sampling=sampling, generator=generator, device=student.device)
     if bins is None:
         bins = max(math.gcd(student.shape[1], teacher.shape[1]) // 2, 1)
     attention = [view_histogram(features, views, bins, coordinates) for features in (student, teacher)]
@@ -237,7 +245,12 @@ def _grid_slices(
 
 
 def _point_slices(
-    student: Tensor, teacher: Tensor, views: int | Tensor, bins: int | None, generator: torch.Generator | None
+    student: Tensor,
+    teacher: Tensor,
+    views: int | Tensor,
+    bins: int | None,
+    sampling: str,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     if bins is not None:
         raise ValueError(f"bins: expected None with slicing='points', which has no bins, got {bins}")
@@ -245,7 +258,8 @@ def _point_slices(
         expected = f"the student's shape {tuple(student.shape)} with slicing='points'"
         raise ValueError(f"teacher: expected {expected}, got {tuple(teacher.shape)}")
     if not isinstance(views, Tensor):
-        views = sample_projections(student.shape[1], count("views", views), generator=generator, device=student.device)
+        number_of, where = count("views", views), {"generator": generator, "device": student.device}
+        views = sample_projections(student.shape[1], number_of, sampling=sampling, **where)
     points = [features.flatten(2).transpose(1, 2) for features in (student, teacher)]
     return project_and_sort_values(points[0], views, "views"), project_and_sort_values(points[1], views, "views")
 
@@ -265,6 +279,7 @@ def multi_view_loss(
     coordinates: str = "index",
     distance: str = "bins",
     pairs: str = "all",
+    sampling: str = "uniform",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Multi-view attention distillation loss (Le & Woo 2022), averaged over the views:
@@ -288,6 +303,8 @@ def multi_view_loss(
             histograms over a line of length 1 (bin width 1/M), for ``slicing="grid"``. With ``p != 1`` and
             ``pairs="all"`` it holds ``K·B²·2M`` numbers at once.
         pairs: ``"all"`` pairs of the batch, or one positive and one negative ``"sampled"`` per sample, as published.
+        sampling: how views are drawn: ``"uniform"``, ``"orthogonal"`` or ``"quasi"``, see :func:`sample_projections`;
+            ``"quasi"`` goes with three dimensions, that is ``slicing="grid"``, or points of three channels.
         generator: source of the views and of the sampled pairs.
 
     Returns:
@@ -305,11 +322,11 @@ def multi_view_loss(
     same_device("teacher", teacher, "student", student)
     if labels is not None:
         _check_labels(labels, student)
-    _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs)
+    _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
     if slicing == "grid":
-        student_slices, teacher_slices = _grid_slices(student, teacher, views, bins, coordinates, generator)
+        student_slices, teacher_slices = _grid_slices(student, teacher, views, bins, coordinates, sampling, generator)
     else:
-        student_slices, teacher_slices = _point_slices(student, teacher, views, bins, generator)
+        student_slices, teacher_slices = _point_slices(student, teacher, views, bins, sampling, generator)
     measure = _binned_wasserstein if distance == "wasserstein" else _power_distance
     loss = gamma * measure(student_slices, teacher_slices, p).mean(1).sum() / max(batch, 1)
     if labels is None or batch == 0:
@@ -318,7 +335,15 @@ def multi_view_loss(
 
 
 def _check_options(
-    p: float, gamma: float, eta: float, margin: float, slicing: str, coordinates: str, distance: str, pairs: str
+    p: float,
+    gamma: float,
+    eta: float,
+    margin: float,
+    slicing: str,
+    coordinates: str,
+    distance: str,
+    pairs: str,
+    sampling: str,
 ) -> None:
     number("p", p, at_least=1)
     number("gamma", gamma, at_least=0)
@@ -328,6 +353,7 @@ def _check_options(
     one_of("coordinates", coordinates, COORDINATES)
     one_of("distance", distance, DISTANCES)
     one_of("pairs", pairs, PAIRS)
+    one_of("sampling", sampling, SAMPLINGS)
     if distance == "wasserstein" and slicing == "points":
         raise ValueError("distance: expected 'bins' with slicing='points', which has no histograms, got 'wasserstein'")
 
@@ -348,9 +374,11 @@ class MultiViewLoss(nn.Module):
         distance: str = "bins",
         pairs: str = "all",
         generator: torch.Generator | None = None,
+        *,
+        sampling: str = "uniform",
     ) -> None:
         super().__init__()
-        _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs)
+        _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
         self.options = {
             "views": count("views", views),
             "bins": None if bins is None else count("bins", bins),
@@ -362,6 +390,7 @@ class MultiViewLoss(nn.Module):
             "coordinates": coordinates,
             "distance": distance,
             "pairs": pairs,
+            "sampling": sampling,
         }
         self.generator = generator
 

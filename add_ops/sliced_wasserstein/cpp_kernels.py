@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,5 +29,33 @@ def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Te
     return unproject(unsorted, projections)
 
 
+def _rows(*tensors: Tensor) -> list[np.ndarray]:
+    return [view(tensor.flatten(0, 1).contiguous()) for tensor in tensors]
+
+
+def quantile_distance(x: Tensor, y: Tensor, x_order: Tensor, y_order: Tensor, *weights_and_p: Any) -> Tensor:
+    *weights, p = weights_and_p
+    result = x.new_empty(x.shape[:2])
+    weights = [None if of_points is None else view(of_points.contiguous()) for of_points in weights]
+    kernels.quantile_distance(
+        *_rows(x, y, x_order, y_order), *weights, p, view(result.view(-1)), torch.get_num_threads()
+    )
+    return result
+
+
+def quantile_distance_backward(
+    grad: Tensor, x: Tensor, y: Tensor, x_order: Tensor, y_order: Tensor, *weights_and_p: Any
+) -> tuple[Tensor, Tensor]:
+    *weights, p = weights_and_p
+    gradients = x.new_empty(x.shape), y.new_empty(y.shape)
+    weights = [None if of_points is None else view(of_points.contiguous()) for of_points in weights]
+    grad = view(grad.flatten().contiguous())
+    arguments = *_rows(x, y, x_order, y_order), *weights, p, *_rows(*gradients)
+    kernels.quantile_distance_backward(grad, *arguments, torch.get_num_threads())
+    return gradients
+
+
 _dispatch.implement("project_and_sort", "cpp", project_and_sort, not_on_cpu)
 _dispatch.implement("project_and_sort_backward", "cpp", project_and_sort_backward, not_on_cpu)
+_dispatch.implement("quantile_distance", "cpp", quantile_distance, not_on_cpu)
+_dispatch.implement("quantile_distance_backward", "cpp", quantile_distance_backward, not_on_cpu)

@@ -1,4 +1,4 @@
-"""The operator ``add_ops::project_and_sort``, and the sliced Wasserstein distance that stands on it."""
+"""The operators ``project_and_sort`` and ``quantile_distance``, and the sliced Wasserstein distance on top of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from .. import _dispatch
 from .._checks import accumulation, constant, count, floating, number, one_of, same_device
 from . import reference
+from .directions import SAMPLINGS, sample_projections
 
 REDUCTIONS = ("mean", "sum", "none")
+SLICE_REDUCTIONS = ("mean", "none")
 
 
 def _fake(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,56 +60,58 @@ torch.library.register_autograd(
 )
 
 
-def random_directions(
-    number_of: int, dim: int, generator: torch.Generator | None, device: torch.device | str | None
-) -> Tensor:
-    """Rows uniform on the unit sphere, (number_of, dim), drawn where the generator lives."""
-    drawn_on = generator.device if generator is not None else device
-    directions = torch.randn(number_of, dim, generator=generator, device=drawn_on)
-    return nn.functional.normalize(directions, dim=1).to(device if device is not None else drawn_on)
+def _fake_distance(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape[:2])
 
 
-def sample_projections(
-    dim: int,
-    num_projections: int,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Draw unit columns uniformly on the sphere of ``dim`` dimensions: normalised Gaussians.
-
-    Args:
-        dim: D >= 1, the dimension of the points. num_projections: K >= 1.
-        generator: source of the numbers; the draw happens on its device.
-        device: where the result lies; default the generator's device, else the CPU.
-
-    Returns:
-        ``(dim, num_projections)``, float32.
-
-    Raises:
-        TypeError, ValueError: a number is not an integer >= 1.
-    """
-    count("dim", dim)
-    return random_directions(count("num_projections", num_projections), dim, generator, device).t().contiguous()
+def _fake_distance_backward(grad: Tensor, x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
-def _sorted(points: Tensor, projections: Tensor, points_name: str, projections_name: str) -> tuple[Tensor, Tensor]:
-    floating(points_name, points, "B N D")
-    floating(projections_name, projections, "D K")
+_QUANTILES = "Tensor x, Tensor y, Tensor x_order, Tensor y_order, Tensor? x_weights, Tensor? y_weights, float p"
+_dispatch.define(f"quantile_distance({_QUANTILES}) -> Tensor", reference.quantile_distance, _fake_distance)
+_dispatch.define(
+    f"quantile_distance_backward(Tensor grad, {_QUANTILES}) -> (Tensor, Tensor)",
+    reference.quantile_distance_backward,
+    _fake_distance_backward,
+)
+_dispatch.refuse_double_backward("quantile_distance_backward")
+
+
+def _setup_distance_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.p = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.add_ops.quantile_distance_backward(grad.contiguous(), *ctx.saved_tensors, ctx.p)
+    return *gradients, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "add_ops::quantile_distance", _distance_backward, setup_context=_setup_distance_context, lib=_dispatch.library
+)
+
+
+def _check_projections(name: str, projections: Tensor, points_name: str, points: Tensor) -> None:
+    floating(name, projections, "D K")
     if projections.shape[0] != points.shape[2] or projections.shape[1] == 0:
-        raise ValueError(
-            f"{projections_name}: expected shape ({points.shape[2]}, K) with K >= 1, got {tuple(projections.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape ({points.shape[2]}, K) with K >= 1, got {tuple(projections.shape)}")
+    same_device(name, projections, points_name, points)
+    constant(name, projections)
+
+
+def _sorted(points: Tensor, projections: Tensor, points_name: str = "points") -> tuple[Tensor, Tensor]:
     if points.shape[1] > torch.iinfo(torch.int32).max:
         raise ValueError(f"{points_name}: expected at most 2³¹ - 1 points, got {points.shape[1]}")
-    same_device(projections_name, projections, points_name, points)
-    constant(projections_name, projections)
     return torch.ops.add_ops.project_and_sort(points, projections)
 
 
 def project_and_sort_values(points: Tensor, projections: Tensor, projections_name: str = "projections") -> Tensor:
     """The sorted projections alone, (B, K, N); the order stays as narrow as the operator keeps it."""
-    return _sorted(points, projections, "points", projections_name)[0]
+    floating("points", points, "B N D")
+    _check_projections(projections_name, projections, "points", points)
+    return _sorted(points, projections)[0]
 
 
 def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,46 +131,149 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
         TypeError: a tensor is not dense floating point.
         ValueError: wrong shape or device, or ``projections`` requires a gradient.
     """
-    values, permutation = _sorted(points, projections, "points", "projections")
+    floating("points", points, "B N D")
+    _check_projections("projections", projections, "points", points)
+    values, permutation = _sorted(points, projections)
     return values, permutation.long()
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, projections: Tensor, *, p: float = 2) -> Tensor:
-    """Sliced Wasserstein distance between point sets of equal size, to the p-th power (Bonneel et al. 2015):
+def _checked_weights(name: str, weights: Tensor | None, points_name: str, points: Tensor) -> Tensor | None:
+    """Weights in float64, each row divided by its sum. Their values are not looked at where that would wait."""
+    if weights is None:
+        return None
+    floating(name, weights, "B N")
+    if weights.shape != points.shape[:2]:
+        expected = f"one weight per point of {points_name}, shape {tuple(points.shape[:2])}"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(weights.shape)}")
+    same_device(name, weights, points_name, points)
+    constant(name, weights)
+    wide = weights.double()
+    total = wide.sum(1, keepdim=True)
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and len(weights):
+        if not bool((wide >= 0).all()):
+            raise ValueError(f"{name}: expected weights >= 0, got {wide[~(wide >= 0)][0].item()}")
+        worst = total[(total - 1).abs().argmax()].item()
+        if not abs(worst - 1) <= max(1e-5, torch.finfo(weights.dtype).eps):
+            raise ValueError(f"{name}: expected rows that sum to 1, got a sum of {worst}")
+    return wide / total
 
-    ``SWD_p^p[b] = mean_{k,n} |sort(x·Θ)[b, k, n] - sort(y·Θ)[b, k, n]|^p``. POT's ``sliced_wasserstein_distance`` is
-    its p-th root.
+
+def sliced_wasserstein(
+    x: Tensor,
+    y: Tensor,
+    projections: Tensor,
+    *,
+    p: float = 2,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Sliced Wasserstein distance between point sets, ``SWD_p^p`` (Bonneel et al. 2015): the mean over the directions
+    of the exact ``W_p^p`` between the projections. POT's ``sliced_wasserstein_distance`` is its p-th root.
+
+    For equal sizes without weights, ``W_p^p[b, k] = mean_n |sort(x·Θ)[b, k, n] - sort(y·Θ)[b, k, n]|^p``; else the
+    integral of ``|quantile_x - quantile_y|^p`` over the merged levels of both cumulative weights. Differentiable in the
+    points, not in the weights; a point of weight 0 changes nothing and gets no gradient, be it infinite or NaN.
 
     Args:
-        x, y: ``(B, N, D)`` of equal shape, float16, bfloat16, float32 or float64.
+        x, y: ``(B, N, D)`` and ``(B, M, D)``, float16, bfloat16, float32 or float64.
         projections: ``(D, K)`` with unit columns, see :func:`sample_projections`.
         p: power, >= 1.
+        x_weights, y_weights: ``(B, N)`` and ``(B, M)``, >= 0, each row summing to 1 (to 1e-5, or to the resolution of a
+            half-precision dtype; the rest is divided away); None: all the same. On a GPU the values are not checked:
+            that would wait for the device.
+        reduction: ``"mean"`` over the K slices, or ``"none"``.
 
     Returns:
-        ``(B,)``, float32 or the wider input dtype.
+        ``(B,)``, or ``(B, K)`` with ``reduction="none"``; float32 or the wider dtype of points and projections.
 
     Raises:
         TypeError: a tensor is not dense floating point, or ``p`` is no number.
-        ValueError: wrong shapes or devices, ``p`` < 1, or ``projections`` requires a gradient.
+        ValueError: wrong shapes or devices, ``p`` < 1, weights that are negative or do not sum to 1, an unknown word,
+            or ``projections`` or weights that require a gradient.
     """
     floating("x", x, "B N D")
-    floating("y", y, "B N D")
-    if x.shape != y.shape:
-        raise ValueError(f"y: expected the shape of x {tuple(x.shape)}, got {tuple(y.shape)}")
+    floating("y", y, "B M D")
+    if x.shape[::2] != y.shape[::2]:
+        raise ValueError(f"y: expected shape ({x.shape[0]}, M, {x.shape[2]}) as that of x, got {tuple(y.shape)}")
     same_device("y", y, "x", x)
     number("p", p, at_least=1)
-    difference = _sorted(x, projections, "x", "projections")[0] - _sorted(y, projections, "y", "projections")[0]
-    return difference.abs().pow(p).mean((1, 2))
+    one_of("reduction", reduction, SLICE_REDUCTIONS)
+    _check_projections("projections", projections, "x", x)
+    weights = _checked_weights("x_weights", x_weights, "x", x), _checked_weights("y_weights", y_weights, "y", y)
+    (x_values, x_order), (y_values, y_order) = _sorted(x, projections, "x"), _sorted(y, projections, "y")
+    if x.shape == y.shape and x_weights is None and y_weights is None:
+        return (x_values - y_values).abs().pow(p).mean((1, 2) if reduction == "mean" else 2)
+    dtype = torch.promote_types(x_values.dtype, y_values.dtype)
+    values = x_values.to(dtype), y_values.to(dtype)
+    distance = torch.ops.add_ops.quantile_distance(*values, x_order, y_order, *weights, float(p))
+    return distance.mean(1) if reduction == "mean" else distance
+
+
+def max_sliced_wasserstein(
+    x: Tensor,
+    y: Tensor,
+    *,
+    num_projections: int = 50,
+    steps: int = 20,
+    p: float = 2,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    sampling: str = "uniform",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Max-sliced Wasserstein distance (Deshpande et al., CVPR 2019): ``W_p^p`` along the direction that tells the two
+    sets apart best, found for each sample from the best of K by gradient steps on the sphere.
+
+    A lower bound of the true maximum. Differentiable in the points; the direction carries no gradient.
+
+    Args:
+        x, y, p, x_weights, y_weights: as for :func:`sliced_wasserstein`.
+        num_projections, sampling, generator: the K >= 1 directions to start from, see :func:`sample_projections`.
+        steps: >= 1; a step that gains nothing is undone, and the next one is a quarter as long.
+
+    Returns:
+        The distance ``(B,)`` and the unit directions ``(B, D)``.
+
+    Raises:
+        TypeError, ValueError: as :func:`sliced_wasserstein` and :func:`sample_projections`.
+    """
+    floating("x", x, "B N D")
+    count("steps", steps)
+    weights = {"x_weights": x_weights, "y_weights": y_weights}
+    theta = sample_projections(x.shape[2], num_projections, sampling=sampling, generator=generator, device=x.device)
+    best, index = sliced_wasserstein(x.detach(), y.detach(), theta, p=p, **weights, reduction="none").max(1)
+    direction, length = theta.t()[index].to(best.dtype), torch.full_like(best, 1)[:, None]
+
+    def along(direction: Tensor, *sets: Tensor) -> Tensor:
+        lines = (points.to(direction.dtype) @ direction[:, :, None] for points in sets)
+        return sliced_wasserstein(*lines, direction.new_ones(1, 1), p=p, **weights)
+
+    for _ in range(steps):
+        with torch.enable_grad():
+            here = direction.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(along(here, x.detach(), y.detach()).sum(), here)
+        there = normalize(direction + length * normalize(slope, dim=1), dim=1)
+        value = along(there, x.detach(), y.detach())
+        better = (value > best)[:, None]
+        direction, length = torch.where(better, there, direction), torch.where(better, length, length / 4)
+        best = torch.maximum(best, value)
+    return along(direction, x, y), direction
 
 
 class SlicedWassersteinLoss(nn.Module):
     """:func:`sliced_wasserstein` with fresh projections at every call, reduced over the batch.
 
+    ``forward(x, y, x_weights=None, y_weights=None)``.
+
     Args:
-        num_projections: K >= 1, drawn anew for each ``forward(x, y)``.
+        num_projections: K >= 1, drawn anew for each call.
         p: power, >= 1.
-        reduction: ``"mean"`` or ``"sum"`` over the batch (an empty one gives 0), or ``"none"`` for ``(B,)``.
+        reduction: over the batch: ``"mean"`` or ``"sum"`` (an empty batch gives 0), or ``"none"``.
         generator: source of the projections.
+        sampling: ``"uniform"``, ``"orthogonal"`` or ``"quasi"``, see :func:`sample_projections`.
+        slice_reduction: over the K slices, as the ``reduction`` of the function: ``"mean"``, or ``"none"``, which keeps
+            them as the last axis.
     """
 
     def __init__(
@@ -174,23 +282,32 @@ class SlicedWassersteinLoss(nn.Module):
         p: float = 2,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        *,
+        sampling: str = "uniform",
+        slice_reduction: str = "mean",
     ) -> None:
         super().__init__()
         self.num_projections = count("num_projections", num_projections)
         self.p = number("p", p, at_least=1)
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
         self.generator = generator
+        self.sampling = one_of("sampling", sampling, SAMPLINGS)
+        self.slice_reduction = one_of("slice_reduction", slice_reduction, SLICE_REDUCTIONS)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None) -> Tensor:
         floating("x", x, "B N D")
-        projections = sample_projections(x.shape[2], self.num_projections, generator=self.generator, device=x.device)
-        distance = sliced_wasserstein(x, y, projections, p=self.p)
+        projections = sample_projections(
+            x.shape[2], self.num_projections, sampling=self.sampling, generator=self.generator, device=x.device
+        )
+        weights = {"x_weights": x_weights, "y_weights": y_weights}
+        distance = sliced_wasserstein(x, y, projections, p=self.p, **weights, reduction=self.slice_reduction)
         if self.reduction == "none":
             return distance
-        return distance.sum() / (max(x.shape[0], 1) if self.reduction == "mean" else 1)
+        return distance.sum(0) / (max(x.shape[0], 1) if self.reduction == "mean" else 1)
 
     def extra_repr(self) -> str:
-        return f"num_projections={self.num_projections}, p={self.p}, reduction={self.reduction!r}"
+        names = ("num_projections", "p", "reduction", "sampling", "slice_reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 _dispatch.load("cpp", "add_ops.sliced_wasserstein.cpp_kernels")

@@ -207,3 +207,5 @@ def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Te
 
 _dispatch.implement("project_and_sort", "triton", project_and_sort, _triton.not_on_gpu)
 _dispatch.implement("project_and_sort_backward", "triton", project_and_sort_backward, _triton.not_on_gpu)
+for _name in ("quantile_distance", "quantile_distance_backward"):  # sorts and searches that torch has on the GPU
+    _dispatch.implement(_name, "triton", getattr(reference, _name), _triton.not_on_gpu)
