@@ -75,7 +75,10 @@ def test_focal_frequency_weighs_by_the_distance_itself(features):
         close(value, (distance / distance.max((2, 3), keepdims=True) * distance**2).mean())
 
 
-@pytest.mark.parametrize("slices", [{"bins": 2, "coordinates": "unit"}, {"slicing": "points"}], ids=["grid", "points"])
+SLICES = [{"bins": 2, "coordinates": "unit", "sampling": "quasi"}, {"slicing": "points", "sampling": "orthogonal"}]
+
+
+@pytest.mark.parametrize("slices", SLICES, ids=["grid", "points"])
 def test_add_takes_every_number_from_the_configuration(features, slices):
     scales = {"frequency_scale": 0.5, "multi_view_scale": 3.0}
     weights = {"frequency_weights": [0.0, 3.0, 0.0, 0.5], "multi_view_weights": [2.0, 0.0, 0.0, 0.25]}
@@ -97,6 +100,11 @@ def test_add_takes_every_number_from_the_configuration(features, slices):
 def test_add_without_any_weight_is_refused():
     with pytest.raises(ValueError, match="frequency_weights: expected a scaled weight above 0"):
         DISTILLERS["fr"](Config(frequency_weights=[0.0] * 4), CHANNELS, CHANNELS)
+
+
+def test_an_even_spread_of_views_needs_three_dimensions():
+    with pytest.raises(ValueError, match="sampling: quasi goes with slicing=grid"):
+        Config(slicing="points", sampling="quasi")
 
 
 def test_the_halves_of_add_are_its_terms(features):

@@ -43,7 +43,34 @@ def test_embedded_set_is_reproduced_and_cached(built, tmp_path):
 def test_photographs_do_not_cross_splits_and_lie_in_the_wheels():
     names = [name for split in embedded.SPLITS for name in embedded.PHOTOGRAPHS[split]]
     assert len(names) == len(set(names)) >= 15
-    assert all(min(embedded.load_photograph(name).size) > 150 for name in names)
+    assert all(min(embedded.load_photograph(name).size) >= 300 for name in {*names, *embedded.FOLDED})
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 15])
+def test_folds_test_every_photograph_once_but_those_that_validate(count):
+    specs = [replace(SPEC, fold=(number, count)) for number in range(count)]
+    tested = [name for spec in specs for name in spec.photographs("test")]
+    known = {name for split in embedded.SPLITS for name in embedded.PHOTOGRAPHS[split]}
+    assert sorted(tested) == sorted(set(tested)) and set(tested) >= known - set(embedded.PHOTOGRAPHS["val"])
+    for spec in specs:
+        train, val, test = (set(spec.photographs(split)) for split in embedded.SPLITS)
+        assert val == set(embedded.PHOTOGRAPHS["val"]) and train | test == set(tested)
+        assert not train & test and not val & (train | test)
+    scenes = [name.partition("_")[0] for name in (*tested, *embedded.PHOTOGRAPHS["val"]) if "motorcycle" in name]
+    assert len(scenes) == 1, "the two motorcycles are one scene"
+    assert len({spec.digest() for spec in (*specs, SPEC)}) == count + 1
+
+
+def test_a_fold_has_the_clips_of_its_photographs(tmp_path):
+    small = replace(SPEC, train_clips=2, val_clips=2, test_clips=4)
+    parts = []
+    for fold in (None, (1, 5), (2, 5)):
+        with np.load(embedded.build(replace(small, fold=fold), tmp_path)) as arrays:
+            parts.append(arrays["test_raw"])
+            assert arrays["test_photograph"].tolist() == [0, 0, 1, 1]
+    assert not any(np.array_equal(a, b) for a, b in zip(parts, [*parts[1:], parts[0]], strict=True))
+    with pytest.raises(ValueError, match=r"fold: expected \(i, k\) with 0 <= i < k and 2 <= k <= 15, got \(5, 5\)"):
+        embedded.build(replace(small, fold=(5, 5)), tmp_path)
 
 
 def test_forgery_is_local():

@@ -171,6 +171,25 @@ def test_a_manifest_of_the_least_columns(tmp_path, bright):
     assert {row["dataset"] for row in rows.values()} == {"pairs"} and rows["all", "raw"]["videos"] == 12
 
 
+def test_frames_without_a_raw_twin_have_no_row_of_raw(tmp_path, bright):
+    table = manifest(tmp_path)
+    table["path_raw"] = table["path_raw"].where(table["manipulation"] != "FaceSwap", "")
+    table.to_csv(tmp_path / "pairs.csv", index=False)
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    rows, _ = results(tmp_path / "out")
+    assert set(rows) == {(m, q) for m in ("all", *FAKES) for q in ("raw", "c23", "c40")} - {("FaceSwap", "raw")}
+    assert [rows["all", quality]["fakes"] for quality in ("raw", "c23", "c40")] == [12, 24, 24]
+    test = table[(table["split"] == "test") & (table["compression"] == "c40")]
+    by_hand = roc_auc_score(test["label"], shade(tmp_path, test["path_compressed"]))
+    assert rows["all", "c40"]["frame"]["auc"]["value"] == pytest.approx(by_hand)
+    assert rows["all", "raw"]["frame"]["recall_at_1"]["value"] is not None
+    table.drop(columns="path_raw").to_csv(tmp_path / "pairs.csv", index=False)
+    command.main([*bright, str(tmp_path / "pairs.csv")])
+    again, _ = results(tmp_path / "out")
+    assert set(again) == {(m, q) for m in ("all", *FAKES) for q in ("c23", "c40")}
+    assert again["all", "c40"] == rows["all", "c40"]
+
+
 def test_shards_are_one_set_and_its_reference_has_its_name(tmp_path, bright):
     table = manifest(tmp_path, videos=20, frames=1).assign(reference="source")
     files = [tmp_path / f"manifest-{i}-of-2.parquet" for i in (1, 2)]
@@ -312,6 +331,8 @@ def test_names_tell_models_apart():
         return checkpoints.Trained(Path("x"), role, "resnet18", checkpoints.Foreign(), Config(**changes))
 
     several = [model("teacher"), model("add"), model("add", compression="c23"), model("none"), model("none", name="b")]
+    mixed = [model("add"), model("add", qualities=["raw", "c40"])]
+    assert command.names(mixed)[1] == "ADD student, trained on raw+c40"
     assert command.names(several) == [
         "teacher",
         "ADD student, trained on c40",

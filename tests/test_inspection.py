@@ -54,6 +54,23 @@ def a_set(folder, shift=0, hashes=True, frames=4):
     return folder
 
 
+def test_rows_without_a_raw_twin_are_checked_alone(tmp_path, capsys):
+    folder = a_set(tmp_path, hashes=False)
+    table = pandas.read_parquet(manifest.file_of(folder))
+    table.loc[0, "path_raw"] = ""
+    manifest.write(manifest.file_of(folder), table.assign(sha256_raw="").to_dict("records"))
+    assert inspection.check(folder) == 1
+    said = capsys.readouterr()
+    assert said.err.count("its hash is not that of the manifest") == 3, "the first has no raw file"
+    assert "note: 1 of 4 rows have no raw twin to be aligned with" in said.out
+    manifest.write(manifest.file_of(folder), table.to_dict("records"))
+    assert inspection.check(folder) == 0
+    sheet = np.asarray(Image.open(folder / "contact-sheet.png"))
+    assert not sheet[: inspection.TILE, : inspection.TILE].any() and sheet[inspection.TILE :, : inspection.TILE].any()
+    (folder / "c23" / "0.png").write_bytes(b"broken")
+    assert inspection.check(folder) == 1 and "0.png: cannot be read: " in capsys.readouterr().err
+
+
 def test_a_set_without_hashes_is_checked_by_the_rest_and_that_is_said(tmp_path, capsys):
     assert inspection.check(a_set(tmp_path / "good", hashes=False)) == 0
     assert "note: the manifest has no sha256_raw and no sha256_compressed: " in capsys.readouterr().out

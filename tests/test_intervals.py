@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.report import intervals, page, simulate
+from training.report import intervals, results, sentences, simulate, tables
 from training.report.metrics import METRICS, Outcome
 
 
@@ -13,6 +13,15 @@ def drawn(sources: int, gap: float = 1.0, seed: int = 0, frames: int = 1, classe
     labels = np.tile(np.repeat(classes, frames), sources)
     groups = np.repeat(np.arange(sources), len(classes) * frames)
     return Outcome(1 / (1 + np.exp(-rng.normal(gap * labels, 1))), labels, groups)
+
+
+def lines(outcomes: dict[str, Outcome]) -> list[results.Row]:
+    return [results.Row(name, name, "c40", outcome, np.arange(0)) for name, outcome in outcomes.items()]
+
+
+def compared(rows: list[results.Row]) -> list[results.Comparison]:
+    """All rows but the last against the last."""
+    return results.comparisons(rows, [rows[-1].name, *(row.name for row in rows[:-1])], 20)
 
 
 # ---------------------------------------------------------------------------------------------------------- the formula
@@ -85,8 +94,8 @@ def test_few_sources_have_no_interval_and_it_is_said(sources, known):
     if sources == 1:
         assert said == "has 1 source with reals and 1 with fakes; below 10 of either no interval is given"
     assert ("below 20 of either only AUC has an interval" in said) == (10 <= sources < 20)
-    pair = {("A", "B"): {"auc": intervals.auc_difference(outcome, other)}}
-    assert (page.verdicts(pair, outcome) == [f"The test split {said}."]) == (sources < 10)
+    rows = lines({"A": outcome, "B": other})
+    assert (sentences.verdicts(rows, compared(rows)) == [f"The test split {said}."]) == (sources < 10)
 
 
 def test_the_scarcer_class_decides():
@@ -119,7 +128,7 @@ def test_a_model_does_not_differ_from_itself():
     cells = intervals.difference(outcome, outcome, 50)
     for metric in METRICS[:-1]:
         assert cells[metric]["value"] == 0 and np.isnan(cells[metric]["low"]) and not intervals.direction(cells[metric])
-    said = page.verdict("A", "B", cells["auc"], 1)
+    said = sentences.verdict("A", "B", cells["auc"], 1)
     assert said == "A − B is +0.000 in AUC, the same for every source: no interval, no verdict."
     with pytest.raises(ValueError, match="same samples"):
         intervals.difference(outcome, drawn(31), 50)
@@ -138,19 +147,19 @@ def test_holm_by_hand():
 
 def test_verdict_follows_the_corrected_decision():
     cell = {"value": 0.02, "low": 0.001, "high": 0.039, "p": 0.04}
-    assert page.verdict("A", "B", cell, 1) == (
+    assert sentences.verdict("A", "B", cell, 1) == (
         "A beats B by +0.020 in AUC (95 % interval +0.001 … +0.039): the interval lies above zero."
     )
-    corrected = page.verdict("A", "B", cell | {"p": 0.12}, 3)
+    corrected = sentences.verdict("A", "B", cell | {"p": 0.12}, 3)
     assert corrected == (
         "A and B differ by +0.020 in AUC (95 % interval +0.001 … +0.039; p = 0.12 after Holm’s correction for 3 "
         "comparisons): this test split cannot tell them apart."
     )
-    worse = page.verdict("A", "B", {"value": -0.02, "low": -0.03, "high": -0.01, "p": 0.001}, 2)
+    worse = sentences.verdict("A", "B", {"value": -0.02, "low": -0.03, "high": -0.01, "p": 0.001}, 2)
     assert worse.startswith("A loses to B by -0.020 in AUC") and worse.endswith("the interval lies below zero.")
-    assert "p < 0.001" in page.verdict("A", "B", cell | {"p": 1e-9}, 2)
+    assert "p < 0.001" in sentences.verdict("A", "B", cell | {"p": 1e-9}, 2)
     undefined = {"value": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
-    assert "undefined" in page.verdict("A", "B", undefined, 0)
+    assert "undefined" in sentences.verdict("A", "B", undefined, 0)
 
 
 def test_several_students_are_corrected_for():
@@ -164,23 +173,25 @@ def test_several_students_are_corrected_for():
     found = intervals.compare(outcomes, pairs, 20)
     assert [cells["auc"]["p"] for cells in found.values()] == pytest.approx(intervals.holm(np.array(alone)).tolist())
     assert 0.05 > alone[1] > 0.025 and [intervals.direction(cells["auc"]) for cells in found.values()] == [1, 0, 0]
-    assert len(page.verdicts(found, base)) == 3 and all(
-        "for 3 comparisons" in line for line in page.verdicts(found, base)
-    )
+    rows = lines(outcomes | {"base": base})
+    said = sentences.verdicts(rows, results.comparisons(rows, list(outcomes), 20))
+    assert len(said) == 3 and all("for 3 comparisons" in line for line in said)
 
 
 def test_one_way_to_write_an_interval():
     cell, none = {"value": 0.5, "low": 0.25, "high": 0.75}, {"value": 0.5, "low": np.nan, "high": np.nan}
-    assert (page.span(cell), page.span(none)) == ("0.500 [0.250, 0.750]", "0.500 [–]")
-    assert page.span(dict.fromkeys(none, np.nan)) == "undefined"
-    assert page.span(cell, signed=True) == "+0.500 [+0.250, +0.750]"
-    assert page.text_table([{"": "model", "AUC": cell}, {"": "m", "AUC": none}]).splitlines() == [
+    assert (sentences.span(cell), sentences.span(none)) == ("0.500 [0.250, 0.750]", "0.500 [–]")
+    assert sentences.span(dict.fromkeys(none, np.nan)) == "undefined"
+    assert sentences.span(cell, signed=True) == "+0.500 [+0.250, +0.750]"
+    assert sentences.text_table([{"": "model", "AUC": cell}, {"": "m", "AUC": none}]).splitlines() == [
         "       AUC",
         "model  0.500 [0.250, 0.750]",
         "m      0.500 [–]",
     ]
     cells = {metric: cell for metric in METRICS} | {"ap": none, "auc": cell | {"p": 0.2}}
-    table = page._table({}, {"A − B": cells})
+    rows = lines({"A": drawn(1), "B": drawn(1)})
+    table = tables.models(rows, dict.fromkeys("AB", cells), [results.Comparison(*rows, cells, False)], ["A", "B"])
+    table = table.partition('class="difference"')[2]
     assert table.count('class="value good"') == 5 and table.count('class="value bad"') == 2, (
         "EER and ECE: lower is better"
     )

@@ -18,7 +18,8 @@ from training.files import BrokenFile
 
 def pairs(count=64, size=8):
     raw = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return loader.Split(raw, 255 - raw, np.arange(count) % 2, np.arange(count) // 2, np.arange(count) // 2)
+    images = {"raw": raw, "c40": 255 - raw}
+    return loader.Split(images, np.arange(count) % 2, np.arange(count) // 2, np.arange(count) // 2)
 
 
 def test_one_flip_per_pair():
@@ -27,11 +28,13 @@ def test_one_flip_per_pair():
     for index in range(len(split)):
         item = dataset[5, index]
         assert torch.equal(item["compressed"], 255 - item["raw"]), "both images of a pair must be flipped alike"
-        flips.append(not np.array_equal(item["raw"].numpy(), split.raw[index]))
-        assert np.array_equal(item["raw"].numpy(), split.raw[index][:, ::-1] if flips[-1] else split.raw[index])
+        flips.append(not np.array_equal(item["raw"].numpy(), split.images["raw"][index]))
+        assert np.array_equal(
+            item["raw"].numpy(), split.images["raw"][index][:, ::-1] if flips[-1] else split.images["raw"][index]
+        )
     assert 0.3 < np.mean(flips) < 0.7
     plain = loader.PairDataset(split, 8, seed=1)
-    assert all(np.array_equal(plain[5, i]["raw"].numpy(), split.raw[i]) for i in range(len(split)))
+    assert all(np.array_equal(plain[5, i]["raw"].numpy(), split.images["raw"][i]) for i in range(len(split)))
 
 
 def _batches(config, **where):
@@ -91,7 +94,7 @@ def test_pairs_of_a_manifest(tmp_path):
     assert item["raw"].shape == (16, 16, 3) and item["label"] == 1
     assert item["raw"].unique().tolist() == [55] and item["compressed"].unique().tolist() == [57]
     assert splits["train"].twins.tolist() == [0, 0, 1, 1] and splits["train"].groups.tolist() == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match=r"has \['c23', 'c40'\], got 'c30'"):
+    with pytest.raises(ValueError, match=r"^compression: manifest .* has \['raw', 'c23', 'c40'\], got 'c30'"):
         loader.load_splits(Config(manifest=str(tmp_path / "pairs.csv"), compression="c30"))
 
 
@@ -104,6 +107,26 @@ def test_a_source_is_an_original_and_all_that_was_made_from_it(tmp_path):
     pandas.concat([rows, extra]).to_csv(tmp_path / "pairs.csv", index=False)  # a further frame of the third video
     groups = loader.read_manifest(str(tmp_path / "pairs.csv"))["test"].table["group"].tolist()
     assert groups == [groups[0]] * 3 + [groups[3]] * 2 + [groups[5], groups[0]] and len(set(groups)) == 3
+
+
+@pytest.mark.parametrize("dataset", ["FaceForensics++", "FF++", "ffpp_c40", "FF-DF", "FaceShifter"])
+def test_the_people_of_a_faceforensics_pair_are_one_source(tmp_path, dataset):
+    table = manifest(tmp_path, levels=("c40",), videos=4)
+    rows = table[table["split"] == "test"].assign(dataset=dataset, twin=range(8))
+    rows["video_id"] = ["000", "000_003", "003", "003_000", "youtube/001.mp4", "870_001", "870", "0001"]
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    groups = loader.read_manifest(str(tmp_path / "pairs.csv"))["test"].table["group"].tolist()
+    assert groups == [0, 0, 0, 0, 1, 1, 1, 2], "a, b, a_b and b_a; in a chain, too; other names tell nothing"
+    rows.assign(dataset="mine").to_csv(tmp_path / "pairs.csv", index=False)
+    groups = loader.read_manifest(str(tmp_path / "pairs.csv"))["test"].table["group"].tolist()
+    assert groups == list(range(8)), "in another set such a name tells nothing"
+    for place, name in enumerate(rows["path_raw"]):
+        (tmp_path / "raw" / str(place)).mkdir()
+        shutil.copy(tmp_path / name, tmp_path / "raw" / str(place) / "000.png")
+    rows = rows.drop(columns="video_id").assign(path_raw=[f"raw/{place}/000.png" for place in range(8)])
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    groups = loader.read_manifest(str(tmp_path / "pairs.csv"))["test"].table["group"].tolist()
+    assert groups == list(range(8)), "the file of a frame is no name of a video"
 
 
 def test_every_quality_of_a_manifest(tmp_path):
@@ -122,7 +145,7 @@ def test_a_raw_frame_beside_several_of_one_compression_is_several_pairs(tmp_path
     again = table.assign(path_compressed=table["path_raw"])
     pandas.concat([table, again]).to_csv(tmp_path / "pairs.csv", index=False)
     split = loader.load_splits(Config(manifest=str(tmp_path / "pairs.csv"), compression="c40"))["test"]
-    assert len(split) == 8 and len(set(split.compressed)) == 8 and len(set(split.raw)) == 4
+    assert len(split) == 8 and [len(set(split.images[quality])) for quality in ("raw", "c40")] == [4, 8]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -169,7 +192,9 @@ def test_the_embedded_set_has_every_quality(tmp_path):
     train = loader.read_embedded(config)["train"]
     assert train.qualities == ["raw", "c23", "c40"] and len(train.table) == 8
     split = loader.load_splits(config)["train"]
-    assert np.array_equal(split.raw, train.raw) and np.array_equal(split.compressed, train.compressed["c40"])
+    assert np.array_equal(split.images["raw"], train.raw) and list(split.images) == ["raw", "c40"]
+    assert np.array_equal(split.images["c40"], train.compressed["c40"])
+    assert split.photographs.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert split.labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1] and split.twins.tolist() == [1, 3, 1, 3, 5, 7, 5, 7]
-    with pytest.raises(ValueError, match=r"the embedded set has \['c23', 'c40'\], got 'c30'"):
+    with pytest.raises(ValueError, match=r"^compression: the embedded set has \['raw', 'c23', 'c40'\], got 'c30'$"):
         loader.load_splits(replace(config, compression="c30"))

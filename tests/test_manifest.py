@@ -46,7 +46,7 @@ def test_the_least_table_and_what_it_does_not_say(tmp_path):
     assert table["manipulation"].tolist() == ["real", "fake"] * 3
     assert table["video_id"].is_unique and table["twin"].is_unique
     assert table.attrs["where"] == where
-    manifest.check_for_training(table, "compressed")
+    manifest.check_for_training(table, ["compressed"])
 
 
 def test_what_a_table_says_is_kept(tmp_path):
@@ -60,7 +60,7 @@ def test_what_a_table_says_is_kept(tmp_path):
     assert table["label"].tolist() == [0, 0, 1, 1] * 3 and set(table["split"]) == set(SPLITS)
     assert table["frame"].tolist() == ["7"] * 12 and table["sha256_raw"].tolist() == ["ab"] * 12
     assert table["twin"].tolist()[:5] == ["t0", "t1", "t2", str(tmp_path / "raw/train1.png"), "t4"]
-    manifest.check_for_training(table, "c40")
+    manifest.check_for_training(table, ["c40"])
 
 
 def test_paths_lead_from_the_folder_of_the_table(tmp_path, monkeypatch):
@@ -141,9 +141,35 @@ def test_rows_are_those_of_the_file_they_are_in(tmp_path):
 
 def test_missing_columns_name_the_nearest(tmp_path):
     rows = table_of(tmp_path).rename(columns={"path_raw": "raw_path", "label": "labels", "split": "filename"})
-    with pytest.raises(ValueError, match=r"missing \['path_raw', 'label', 'split'\], got 'raw_path', ") as error:
+    with pytest.raises(ValueError, match=r"missing \['label', 'split'\], got 'raw_path', ") as error:
         manifest.read(saved(rows, tmp_path))
-    assert "'labels' is near 'label'" in str(error.value) and "\n" not in str(error.value)
+    assert "'labels' is near 'label'" in str(error.value)
+    assert str(error.value).endswith("columns: expected 'path_raw', or no column of raw pictures, got 'raw_path'")
+
+
+def test_rows_without_a_raw_twin(tmp_path):
+    rows = table_of(tmp_path)
+    rows.loc[[0, 1, 5], "path_raw"] = ["", "NaN", None]
+    rows.loc[2, ["path_raw", "compression"]] = ["", "raw"]
+    for table in (
+        manifest.read(saved(rows, tmp_path)),
+        manifest.read(saved(rows.assign(reference=["", *["raw"] * 11]), tmp_path)),
+    ):
+        assert table["path_raw"].iloc[[0, 1, 5]].tolist() == [""] * 3 and (table["path_raw"] == "").sum() == 3
+        assert table["path_raw"][2] == table["path_compressed"][2], "what is raw is its own raw twin"
+        assert table["reference"].tolist() == ["", "", "raw", "raw", "raw", "", *["raw"] * 6]
+        for column in ("video_id", "twin"):
+            own = table["path_raw"].where(table["path_raw"] != "", table["path_compressed"])
+            assert table[column].tolist() == own.tolist()
+    table = manifest.read(saved(rows.drop(columns="path_raw"), tmp_path))
+    assert (table["path_raw"] == "").sum() == 11 and len(table) == 12
+    (tmp_path / "parquet").mkdir()
+    rows.assign(path_raw=None).to_parquet(tmp_path / "pairs.parquet")
+    assert (manifest.read(str(tmp_path / "pairs.parquet"))["path_raw"] == "").sum() == 11
+    both = rows.assign(path_compressed=["c23/train0.png", "c40/train0.png"] * 6)
+    with pytest.raises(ValueError, match="path_compressed: pictures with two labels") as error:
+        manifest.read(saved(both, tmp_path))
+    assert "path_raw" not in str(error.value), "to have none is nothing in common"
 
 
 def test_what_may_not_be_in_two_splits(tmp_path):
@@ -198,19 +224,29 @@ def test_pictures_are_looked_for_where_the_system_looks(tmp_path):
 def test_what_training_needs(tmp_path):
     rows = table_of(tmp_path)
 
-    def check(rows, compression="c40"):
-        manifest.check_for_training(manifest.read(saved(rows, tmp_path)), compression)
+    def check(rows, *qualities, **options):
+        manifest.check_for_training(manifest.read(saved(rows, tmp_path)), qualities or ["c40"], **options)
 
     check(rows)
     check(rows[(rows["split"] != "test") | (rows["label"] == 1)])
-    with pytest.raises(ValueError, match=r"^compression: manifest .*pairs.csv has \['c23', 'c40'\], got 'c30'$"):
+    with pytest.raises(ValueError, match=r"^compression: manifest .*pairs.csv has \['raw', 'c23', 'c40'\], got 'c30'$"):
         check(rows, "c30")
     with pytest.raises(ValueError, match="problems") as error:
         check(rows[(rows["split"] != "val") & ((rows["split"] == "test") | (rows["label"] == 0))])
     assert "split train has no fake (label 1) with compression 'c40'" in str(error.value)
     assert "no rows of split 'val' with compression 'c40'" in str(error.value)
+    few = rows[(rows["split"] != "val") | (rows["label"] == 1) | (rows["compression"] == "c23")]
     with pytest.raises(ValueError, match=r"split val has no real \(label 0\) with compression 'c40': its AUC"):
-        check(rows[(rows["split"] != "val") | (rows["label"] == 1) | (rows["compression"] == "c23")])
+        check(few)
+    check(few, "c23")
+    check(few, "raw", "c23")
+    with pytest.raises(ValueError, match=r"^manifest .*pairs.csv: label: split val has no real .* 'c40': its AUC"):
+        check(few, "raw", "c23", "c40")
+    lacking = rows.assign(path_raw=rows["path_raw"].where(rows["split"] != "val", ""))
+    with pytest.raises(ValueError, match=r": split: no rows of split 'val' with a path_raw, for the teacher$"):
+        check(lacking)
+    check(lacking, teacher=False)
+    check(lacking.assign(path_raw=""))
 
 
 # --------------------------------------------------------------------------------------------------------------- shards

@@ -232,7 +232,8 @@ def test_shards_are_read_together(ff, tmp_path):
     folder = loader.load_splits(Config(manifest=str(tmp_path / "out")))
     files = ",".join(str(path) for path in sorted((tmp_path / "out").glob("manifest-*.parquet")))
     listed = loader.load_splits(Config(manifest=files))
-    assert sorted(folder["train"].raw) == sorted(listed["train"].raw) and len(folder["train"]) == 32
+    raws = [sorted(splits["train"].images["raw"]) for splits in (folder, listed)]
+    assert raws[0] == raws[1] and len(raws[0]) == 32
 
 
 def test_check_finds_tampered_and_shifted_crops(ff, tmp_path, capsys):

@@ -30,10 +30,14 @@ class Config:
     """Seed of weights, data order, augmentation and views."""
 
     manifest: str | None = None
-    """CSV or parquet table of pairs: path_raw, path_compressed, label, split, and if they apply compression, dataset,
-    manipulation, video_id, twin (equal for a real frame and the fake made from it); null: the embedded set."""
+    """CSV or parquet table of pairs: path_raw (empty where there is no raw twin: such rows train by cross-entropy
+    alone), path_compressed, label, split, and if they apply compression, dataset, manipulation, video_id, twin (equal
+    for a real frame and the fake made from it); null: the embedded set."""
     compression: str = "c40"
     """Which compressed twin is learnt from, e.g. c23 or c40; of a manifest, the rows with this value."""
+    qualities: list[str] = field(default_factory=list)
+    """Several qualities to learn from instead of that one, e.g. [raw, c23, c40]: each frame is shown in one of those it
+    has, drawn anew in each epoch; validation is the mean over them."""
     image_size: int = 64
     """Side in pixels to which images are resized; the embedded set is built at this size."""
     flip: bool = True
@@ -52,6 +56,10 @@ class Config:
     """Embedded set: H.264 rate factors; each makes a compression, c23 and so on."""
     fingerprint: list[float] = field(default_factory=lambda: [0.15, 0.30])
     """Embedded set: least and greatest contrast of the forgeries' checkerboard; the weaker, the harder."""
+    fold: int | None = None
+    """Embedded set: null: the main job's photographs; a number: test on those of this fold, learn from the others."""
+    folds: int = 5
+    """Embedded set: parts of its photographs, all but the validation ones, that are tested in turn."""
 
     teacher_model: str = "resnet18"
     """The teacher's timm backbone."""
@@ -68,9 +76,14 @@ class Config:
 
     students: list[str] = field(default_factory=lambda: ["none", "add"])
     """Distillers to train one student with, each: none (cross-entropy only), kd, fitnet, at, nl, ffl, fr (the frequency
-    term of ADD alone), mv (its multi-view term alone), add."""
+    term of ADD alone), mv (its multi-view term alone), add, and mv_points, add_points (these with slicing=points)."""
     distillation_scale: float = 1.0
-    """Factor of all distillation terms of every method, on top of its own default weights."""
+    """Factor of all distillation terms of every method, on top of its own default weights, or of the balance."""
+    balance: float = 0.0
+    """Let the distillation terms start at this multiple of the cross-entropy, whatever the network and its size: a
+    factor for each kind (ADD: frequency, multi-view) is set once from the first steps; 0: the weights as they are."""
+    balance_steps: int = 20
+    """Batches at a student's start, after its warm-up, that the factors of balance are measured on."""
     frequency_weights: list[float] = field(default_factory=lambda: [0.0, 1.0, 2.0, 0.25])
     """ADD: weight of the frequency term at each of the four stages; 0 is off and costs nothing."""
     multi_view_weights: list[float] = field(default_factory=lambda: [0.0, 0.5, 2.5, 2.0])
@@ -92,6 +105,9 @@ class Config:
     slicing: Literal["grid", "points"] = "grid"
     """ADD: multi-view attention as histograms over the maps' own grid, or as sorted random projections of the pixels in
     channel space."""
+    sampling: Literal["uniform", "orthogonal", "quasi"] = "uniform"
+    """ADD: draw the views independently, orthogonal by threes (points: by channels), or evenly spread (grid only); the
+    losses vary less from step to step."""
     attention_gamma: float = 100.0
     """ADD: weight γ of student-teacher attention within the multi-view term."""
     contrast: float = 50.0
@@ -140,10 +156,12 @@ class Config:
         for name in ("frequency_weights", "multi_view_weights"):
             if len(weights := getattr(self, name)) != 4 or min(weights) < 0:
                 raise ValueError(f"{name}: expected four weights >= 0, one per stage, got {weights}")
+        if len(set(self.qualities)) != len(self.qualities):
+            raise ValueError(f"qualities: expected different ones, got {self.qualities}")
         if len(self.fingerprint) != 2:
             raise ValueError(f"fingerprint: expected the least and the greatest contrast, got {self.fingerprint}")
         positive = ("image_size", "epochs", "teacher_epochs", "batch_size", "accumulate", "validations_per_epoch")
-        positive += ("patience", "log_every", "bootstrap", "views")
+        positive += ("patience", "log_every", "bootstrap", "views", "balance_steps")
         at_least = dict.fromkeys(positive, 1)
         names = (
             "seed",
@@ -153,6 +171,7 @@ class Config:
             "warmup_epochs",
             "weight_decay",
             "distillation_scale",
+            "balance",
         )
         at_least |= dict.fromkeys((*names, "frequency_scale", "multi_view_scale"), 0)
         for name, least in at_least.items():
@@ -163,14 +182,25 @@ class Config:
                 raise ValueError(f"{name}: expected above 0, got {getattr(self, name)}")
         if not 0 < self.rise < 1:
             raise ValueError(f"rise: expected between 0 and 1, got {self.rise}")
+        if self.folds < 2:
+            raise ValueError(f"folds: expected at least 2, got {self.folds}")
+        if self.fold is not None and (self.manifest or not 0 <= self.fold < self.folds):
+            raise ValueError(f"fold: expected null, or without a manifest 0 to {self.folds - 1}, got {self.fold}")
         if self.slicing == "points" and self.bins is not None:
             raise ValueError("bins: go with slicing=grid; points are sorted, not binned")
+        if self.slicing == "points" and self.sampling == "quasi":
+            raise ValueError("sampling: quasi goes with slicing=grid, whose views have three dimensions")
         if self.bins is not None and self.bins < 1:
             raise ValueError(f"bins: expected at least 1 or null, got {self.bins}")
         if self.manifest is None and self.image_size % 2:
             raise ValueError(f"image_size: expected an even side for the embedded set, got {self.image_size}")
         if not self.students or len(set(self.students)) != len(self.students):
             raise ValueError(f"students: expected a list of different distillers, got {self.students}")
+
+    @property
+    def learnt(self) -> list[str]:
+        """The qualities that students learn from."""
+        return self.qualities or [self.compression]
 
     @property
     def folder(self) -> Path:

@@ -33,12 +33,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from training.data.loader import Frames, Stills, embedded_spec, read_embedded, read_manifest
+from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
 from training.files import shown, shown_lines, write_text
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
-from training.report import figures, intervals, metrics, page
+from training.report import figures, intervals, metrics, page, sentences
 
 ALL = "all"
 LEVELS = ("frame", "video")
@@ -210,7 +210,7 @@ def flat(rows: Sequence[dict]) -> pandas.DataFrame:
 
 def text_table(rows: Sequence[dict]) -> str:
     """The results for a terminal: AUC of frames and of videos with their intervals, accuracy, equal error rate."""
-    return page.text_table(
+    return sentences.text_table(
         [
             {
                 "model": row["model"],
@@ -220,8 +220,8 @@ def text_table(rows: Sequence[dict]) -> str:
                 "videos": str(row["videos"]),
                 "AUC (frames)": row["frame"]["auc"],
                 "AUC (videos)": row["video"]["auc"],
-                "accuracy": page.number(row["frame"]["accuracy"]["value"]),
-                "EER": page.number(row["frame"]["eer"]["value"]),
+                "accuracy": sentences.number(row["frame"]["accuracy"]["value"]),
+                "EER": sentences.number(row["frame"]["eer"]["value"]),
             }
             for row in rows
         ]

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import Config
 from .data.loader import Split, evaluation_loader, training_loader
 from .files import write_text
+from .models.balance import Balance
 from .models.checkpoints import (
     WEIGHTS,
     Foreign,
@@ -74,8 +75,10 @@ def new_model(config: Config, name: str, device: torch.device) -> Detector:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def new_student(config: Config, teacher: Detector) -> Detector:
-    """A student at its start."""
+def new_student(config: Config, teacher: Detector | None, device: torch.device | None = None) -> Detector:
+    """A student at its start, where its teacher is; without one on the device."""
+    if teacher is None:
+        return new_model(config, config.student_model, device)
     if config.student_from_teacher and config.student_model == config.teacher_model:
         return copy.deepcopy(teacher)
     return new_model(config, config.student_model, next(teacher.parameters()).device)
@@ -99,7 +102,7 @@ def given_teacher(config: Config, device: torch.device) -> Detector | None:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def check_distillers(config: Config, teacher: Detector, names: Sequence[str]) -> None:
+def check_distillers(config: Config, teacher: Detector | None, names: Sequence[str]) -> None:
     """Make every distiller once, so that an option it refuses is found before hours of training.
 
     Raises:
@@ -107,6 +110,8 @@ def check_distillers(config: Config, teacher: Detector, names: Sequence[str]) ->
     """
     if unknown := [name for name in names if name not in DISTILLERS]:
         raise ValueError(f"students: unknown {unknown}, expected some of {list(DISTILLERS)}")
+    if teacher is None:
+        return
     same = config.student_model == config.teacher_model
     channels = teacher.channels if same else new_student(config, teacher).channels
     for name in names:
@@ -137,12 +142,16 @@ def fit(
 ) -> Detector:
     """Train one model and return it with the weights that were best on the validation split.
 
-    ``role`` is ``teacher`` (learns raw images) or the name of a distiller (learns compressed images).
+    ``role`` is ``teacher`` (learns the raw images that there are) or the name of a distiller (learns the frames of the
+    split in its learnt qualities). The distillation terms of a batch are those of its samples with a raw twin times
+    their share of the batch: each sample weighs the same in whatever batch, and on whichever process, it stands.
     """
     folder, is_teacher = config.folder / role, role == "teacher"
-    source = "raw" if is_teacher else "compressed"
     if (folder / "done.json").exists():
         return _finished(model, folder)
+    if is_teacher:
+        splits = {name: split.of("raw") for name, split in splits.items()}
+    learnt = splits["val"].learnt
     epochs, rate = (config.teacher_epochs, config.teacher_lr) if is_teacher else (config.epochs, config.lr)
     world = accelerator.num_processes
     per_epoch = len(splits["train"]) // (config.batch_size * world) // config.accumulate
@@ -167,21 +176,27 @@ def fit(
     if any(True for _ in distiller.parameters()):
         distiller = accelerator.prepare(distiller)
     needs_teacher = accelerator.unwrap_model(distiller).needs_teacher
-    parts = {"model": model, "distiller": distiller, "optimizer": optimizer, "scheduler": scheduler}
+    balance = Balance(config.balance, config.balance_steps, accelerator)
+    parts = {"model": model, "distiller": distiller, "optimizer": optimizer, "scheduler": scheduler, "balance": balance}
     checkpoint = last_checkpoint(folder)
     progress = load_checkpoint(checkpoint, accelerator, parts) if checkpoint else Progress()
     log.open(role, progress.step)
     history = LossHistory()
 
     def validate() -> float:
-        auc = metrics.compute(predict(model, splits["val"], config, accelerator, source)[0])["auc"]
+        found = {
+            quality: metrics.compute(predict(model, splits["val"], config, accelerator, quality)[0])["auc"]
+            for quality in learnt
+        }
+        auc = sum(found.values()) / len(found)
         progress.validations_without_gain += 1
         if auc > progress.best_auc:
             progress.best_auc, progress.best_step, progress.validations_without_gain = auc, progress.step, 0
             if accelerator.is_main_process:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_weights(accelerator.unwrap_model(model), folder / WEIGHTS)
-        log.write(progress.step, {"epoch": progress.step / per_epoch, "val_auc": auc})
+        each = {f"val_auc/{quality}": value for quality, value in found.items()} if len(found) > 1 else {}
+        log.write(progress.step, {"epoch": progress.step / per_epoch, "val_auc": auc} | each)
         return auc
 
     images_per_step = config.batch_size * config.accumulate * world
@@ -203,21 +218,31 @@ def fit(
         )
         model.train()
         for batch, _ in zip(loader, range((per_epoch - done) * config.accumulate), strict=False):
-            labels = batch["label"].to(accelerator.device)
+            labels = batch["label"].to(accelerator.device, non_blocking=True)
+            share = len(batch["positions"]) / len(labels)
             head_only = progress.step < warmup
             with accelerator.accumulate(model, distiller):
-                features, _, logits = model(detector.pixels(batch[source]), head_only=head_only)
+                features, _, logits = model(detector.pixels(batch["compressed"]), head_only=head_only)
                 terms = {"cross_entropy": F.cross_entropy(logits.float(), labels)}
-                if needs_teacher and not head_only:
+                if needs_teacher and not head_only and (share or world > 1):
+                    raw, (said, known, *maps) = paired_part(batch, [logits, labels, *features])
                     with torch.no_grad(), accelerator.autocast():
-                        targets, _, teacher_logits = teacher(teacher.pixels(batch["raw"]))
+                        targets, _, teacher_logits = teacher(teacher.pixels(raw))
                     targets = [target.float() for target in targets]
-                    distilled = distiller(features, targets, logits, teacher_logits.float(), labels)
-                    terms |= {name: config.distillation_scale * term for name, term in distilled.items()}
+                    distilled = distiller(maps, targets, said, teacher_logits.float(), known)
+                    if share < 1:
+                        distilled = {name: share * term for name, term in distilled.items()}
+                    balanced = balance(distilled, terms["cross_entropy"])
+                    terms |= {name: config.distillation_scale * term for name, term in balanced.items()}
                 accelerator.backward(sum(terms.values()))
                 optimizer.step()
                 optimizer.zero_grad()
-            history.add(progress.step + 1, terms)
+            history.add(progress.step + 1, terms, needs_teacher and head_only)
+            if needs_teacher and not head_only and (factors := balance.step()):
+                log.write(progress.step + 1, {f"factor/{kind}": factor for kind, factor in factors.items()})
+                said = ", ".join(f"{kind} × {factor:.3g}" for kind, factor in factors.items())
+                with bar.external_write_mode():
+                    accelerator.print(f"{role}: distillation starts at {config.balance:g} × the cross-entropy: {said}")
             if not accelerator.sync_gradients:
                 continue
             scheduler.step()
@@ -255,25 +280,56 @@ def fit(
     return result
 
 
+def paired_part(batch: dict[str, Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The samples of a batch that have a raw twin; nothing waits for the device.
+
+    Args:
+        batch: of :func:`.data.loader.training_loader`.
+        values: each of the whole batch, ``(B, …)``, on the device.
+
+    Returns:
+        Their raw images, and of each of the values what belongs to them. Where there are none, the first sample stands
+        in with its compressed image: processes that exchange the gradients of a distiller must all run it.
+    """
+    positions = batch["positions"]
+    if len(positions) == len(batch["label"]):
+        return batch["raw"], values
+    if not len(positions):
+        return batch["compressed"][:1], [value[:1] for value in values]
+    positions = positions.to(values[0].device, non_blocking=True)
+    return batch["raw"], [value.index_select(0, positions) for value in values]
+
+
 @torch.no_grad()
 def predict(
-    model: nn.Module, split: Split, config: Config, accelerator: Accelerator, source: str, *, limit: int = 0
+    model: nn.Module, split: Split, config: Config, accelerator: Accelerator, quality: str, *, limit: int = 0
 ) -> tuple[metrics.Outcome, np.ndarray]:
-    """What a model says about a split, and its penultimate features ``(N, D)`` float32; shared by all processes.
+    """What a model says about a split's frames in a quality; shared by all processes.
 
-    ``limit`` keeps so many samples, drawn at random (the same ones for every model); 0 keeps all.
+    Args:
+        quality: of ``split.images``.
+        limit: keep so many samples, drawn at random (the same ones for every model); 0 keeps all.
+
+    Returns:
+        For the N frames of ``split.where(quality)``, or those that were drawn: what was said, and the penultimate
+        features ``(N, D)`` float32.
+
+    Raises:
+        ValueError: there is no frame in the quality.
     """
     model.eval()
     detector = accelerator.unwrap_model(model)
-    chosen = np.arange(len(split))
-    if 0 < limit < len(split):
-        chosen = np.sort(np.random.default_rng(config.seed).choice(len(split), limit, replace=False))
+    chosen = split.where(quality)
+    if not len(chosen):
+        raise ValueError(f"quality: the split has no frame in '{quality}'")
+    if 0 < limit < len(chosen):
+        chosen = chosen[np.sort(np.random.default_rng(config.seed).choice(len(chosen), limit, replace=False))]
     world = accelerator.num_processes
     padded = np.resize(chosen, -(-len(chosen) // world) * world)  # every process gets as many
     scores, embeddings = [], []
-    for batch in evaluation_loader(split, config, padded[accelerator.process_index :: world]):
+    for images in evaluation_loader(split, config, padded[accelerator.process_index :: world], quality):
         with accelerator.autocast():
-            _, penultimate, logits = model(detector.pixels(batch[source]))
+            _, penultimate, logits = model(detector.pixels(images))
         probabilities = logits.double().softmax(1)[:, 1].contiguous()
         scores.append(accelerator.gather(probabilities).reshape(world, -1).T.reshape(-1).cpu())
         gathered = accelerator.gather(penultimate.float().contiguous())

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -89,7 +89,7 @@ def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     facts = {"processes": processes, "data": {name: split.fingerprint() for name, split in splits.items()}}
     check_options(config)
     if config.resume and folder.exists():
-        _check_facts(config, facts)
+        _check_facts(config, facts, has_teacher=not config.teacher_checkpoint and len(splits["train"].where("raw")) > 0)
     elif config.resume:
         print(f"note: there is no run {folder} to go on with; it begins")
     elif folder.exists():
@@ -100,9 +100,9 @@ def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     write_text(folder / "run.json", json.dumps(facts, indent=1))
 
 
-def _check_facts(config: Config, facts: dict) -> None:
+def _check_facts(config: Config, facts: dict, *, has_teacher: bool) -> None:
     folder, saved = config.folder, config.folder / "run.json"
-    roles = config.students if config.teacher_checkpoint else ["teacher", *config.students]
+    roles = ["teacher", *config.students] if has_teacher else config.students
     if all((folder / role / "done.json").exists() for role in roles):
         return  # nothing is left to train
     try:
@@ -129,17 +129,26 @@ def _check_facts(config: Config, facts: dict) -> None:
 
 
 def evaluate(
-    model: nn.Module, splits: dict[str, Split], config: Config, accelerator: Accelerator, source: str
-) -> metrics.Outcome:
-    """Open the test split once; recall@1 searches the training split."""
-    outcome, queries = predict(model, splits["test"], config, accelerator, source)
-    known, gallery = predict(model, splits["train"], config, accelerator, source, limit=config.gallery)
-    outcome.hits = metrics.nearest_neighbour_hits(queries, outcome.labels, gallery, known.labels)
-    return outcome
+    model: nn.Module, splits: dict[str, Split], config: Config, accelerator: Accelerator, qualities: Iterable[str]
+) -> dict[str, metrics.Outcome]:
+    """Open the test split once in each quality that it has; recall@1 searches the training split in the same."""
+    outcomes = {}
+    for quality in qualities:
+        if not len(splits["test"].where(quality)):
+            continue
+        outcome, queries = predict(model, splits["test"], config, accelerator, quality)
+        if len(splits["train"].where(quality)):
+            known, gallery = predict(model, splits["train"], config, accelerator, quality, limit=config.gallery)
+            outcome.hits = metrics.nearest_neighbour_hits(queries, outcome.labels, gallery, known.labels)
+        outcomes[quality] = outcome
+    return outcomes
 
 
 def train(config: Config) -> Path:
-    """The whole run: data, teacher, students, evaluation, report. Returns the run's folder."""
+    """The whole run: data, teacher, students, evaluation, report. Returns the run's folder.
+
+    Where nothing raw is there to learn from, as in a table without ``path_raw``, there is no teacher.
+    """
     clock = Clock()
     keep_freed_memory()
     check_options(config)
@@ -154,25 +163,30 @@ def train(config: Config) -> Path:
     log = Log(config.folder, accelerator.is_main_process)
     clock.lap("data")
 
-    given = given_teacher(config, accelerator.device)
-    teacher = given or new_model(config, config.teacher_model, accelerator.device)
+    device = accelerator.device
+    given = teacher = given_teacher(config, device)
+    if given is None and len(splits["train"].where("raw")):
+        teacher = new_model(config, config.teacher_model, device)
     check_distillers(config, teacher, config.students)
-    if given is None:
-        teacher = fit("teacher", teacher, splits, config, accelerator, log)
-    teacher = teacher.requires_grad_(False).eval()
-    clock.lap("teacher")
+    if teacher is not None:
+        if given is None:
+            teacher = fit("teacher", teacher, splits, config, accelerator, log)
+        teacher = teacher.requires_grad_(False).eval()
+        clock.lap("teacher")
     students = {}
     for name in config.students:
-        student = new_student(config, teacher).requires_grad_(True)
+        student = new_student(config, teacher, device).requires_grad_(True)
         students[name] = fit(name, student, splits, config, accelerator, log, teacher=teacher).eval()
         clock.lap(page.title(name))
 
-    outcomes = {"teacher on raw": evaluate(teacher, splits, config, accelerator, "raw")}
-    outcomes["teacher on compressed"] = evaluate(teacher, splits, config, accelerator, "compressed")
+    outcomes = {}
+    if teacher is not None:
+        shown = dict.fromkeys(("raw", *config.learnt))
+        outcomes["teacher"] = evaluate(teacher, splits, config, accelerator, shown)
     for name, student in students.items():
-        outcomes[page.title(name)] = evaluate(student, splits, config, accelerator, "compressed")
+        outcomes[page.title(name)] = evaluate(student, splits, config, accelerator, config.learnt)
     if accelerator.is_main_process:
-        models = {"start": new_student(config, teacher).eval()} | students
+        models = {"start": new_student(config, teacher, device).eval()} | students
         clock.lap("evaluation")
         print(page.write(config, splits, teacher, models, outcomes, clock.laps))
     accelerator.wait_for_everyone()

@@ -50,6 +50,27 @@ PHOTOGRAPHS = {
     ],
 }
 
+# What folds test in turn: all but those of "val". Scenes first, then textures and instruments, so that each fold, which
+# takes every k-th, has of both. Of the two motorcycles one is here: it is one scene. The wheels' other pictures are
+# smaller than a window can move in, or drawn.
+FOLDED = (
+    "skimage/data/astronaut.png",
+    "skimage/data/coffee.png",
+    "skimage/data/chelsea.png",
+    "skimage/data/rocket.jpg",
+    "skimage/data/motorcycle_left.png",
+    "skimage/data/camera.png",
+    "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
+    "sklearn/datasets/images/china.jpg",
+    "skimage/data/moon.png",
+    "skimage/data/brick.png",
+    "skimage/data/ihc.png",
+    "skimage/data/grass.png",
+    "skimage/data/hubble_deep_field.jpg",
+    "skimage/data/retina.jpg",
+    "skimage/data/cell.png",
+)
+
 
 @dataclass(frozen=True)
 class EmbeddedSpec:
@@ -63,6 +84,8 @@ class EmbeddedSpec:
         crfs: H.264 constant rate factors; each clip is encoded once for each.
         fingerprint: least and greatest contrast of the forgery's checkerboard; its shift of colours goes with it.
         seed: of everything drawn.
+        fold: ``(i, k)``: the test photographs are the i-th of k parts of ``FOLDED``, the training photographs all its
+            others; None: those of ``PHOTOGRAPHS``. The validation photographs are the same in all.
     """
 
     train_clips: int = 1600
@@ -74,11 +97,20 @@ class EmbeddedSpec:
     crfs: tuple[int, ...] = (23, 40)
     fingerprint: tuple[float, float] = (0.15, 0.30)
     seed: int = 0
+    fold: tuple[int, int] | None = None
+
+    def photographs(self, split: str) -> list[str]:
+        """The photographs of a split, by their paths inside site-packages."""
+        if self.fold is None or split == "val":
+            return PHOTOGRAPHS[split]
+        number, count = self.fold
+        return [path for place, path in enumerate(FOLDED) if (place % count == number) == (split == "test")]
 
     def digest(self) -> str:
         """Hash of the parameters, of the code and of the encoder: a cached set is never stale."""
         code = Path(__file__).read_bytes() + Path(video.__file__).read_bytes()
-        recipe = json.dumps([asdict(self), PHOTOGRAPHS, av.__version__, np.__version__, Image.__version__])
+        photographs = [self.photographs(split) for split in SPLITS]
+        recipe = json.dumps([asdict(self), photographs, av.__version__, np.__version__, Image.__version__])
         return hashlib.sha256(code + recipe.encode()).hexdigest()[:16]
 
 
@@ -146,9 +178,10 @@ def render_clip(photograph: Image.Image, fake: bool, spec: EmbeddedSpec, rng: np
 def _build_clip(spec: EmbeddedSpec, split: str, index: int) -> dict[str, np.ndarray]:
     # A fake is forged from the real clip before it, as a face-swap is from its target: nothing but the forgery differs.
     source, label = divmod(index, 2)
-    rng = np.random.default_rng([spec.seed, SPLITS.index(split), source])  # own stream: no dependence on scheduling
-    photograph = source % len(PHOTOGRAPHS[split])
-    raw = render_clip(load_photograph(PHOTOGRAPHS[split][photograph]), bool(label), spec, rng)
+    stream = [spec.seed, SPLITS.index(split), source, *(spec.fold or ())]  # a clip's own: whoever makes it, and when
+    rng, photographs = np.random.default_rng(stream), spec.photographs(split)
+    photograph = source % len(photographs)
+    raw = render_clip(load_photograph(photographs[photograph]), bool(label), spec, rng)
     count = spec.train_frames if split == "train" else 1
     kept = [(2 * i + 1) * spec.clip_length // (2 * count) for i in range(count)]
     facts = {"label": label, "source": source, "photograph": photograph}
@@ -182,6 +215,8 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
         raise ValueError(f"expected an even size and 1 <= train_frames <= clip_length, got {spec}")
     if not 0 <= spec.fingerprint[0] <= spec.fingerprint[1] <= 1:
         raise ValueError(f"fingerprint: expected 0 <= least <= greatest <= 1, got {spec.fingerprint}")
+    if spec.fold is not None and not (2 <= spec.fold[1] <= len(FOLDED) and 0 <= spec.fold[0] < spec.fold[1]):
+        raise ValueError(f"fold: expected (i, k) with 0 <= i < k and 2 <= k <= {len(FOLDED)}, got {spec.fold}")
     if not all(0 <= crf <= 51 for crf in spec.crfs) or len(set(spec.crfs)) != len(spec.crfs):
         raise ValueError(f"crfs: expected different rate factors in 0…51, got {spec.crfs}")
     path = Path(cache) / f"embedded-{spec.digest()}.npz"

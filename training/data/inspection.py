@@ -57,12 +57,15 @@ def misaligned(raw: np.ndarray, compressed: np.ndarray) -> bool:
 
 
 def faults_of(row: tuple) -> tuple[list[str], np.ndarray | None]:
-    """What is wrong with one pair, a row of a manifest, each with its path; and its :func:`fit` if nothing is.
+    """What is wrong with one pair, a row of a manifest, each with its path; and its :func:`fit` if nothing is and it
+    has a raw twin.
 
     Hashes are compared where the manifest has them.
     """
     faults, crops = [], []
     for path, column in ((row.path_raw, "sha256_raw"), (row.path_compressed, "sha256_compressed")):
+        if not path:
+            continue
         try:
             expected = getattr(row, column, None)
             if isinstance(expected, str) and hashlib.sha256(Path(path).read_bytes()).hexdigest() != expected:
@@ -70,19 +73,24 @@ def faults_of(row: tuple) -> tuple[list[str], np.ndarray | None]:
             crops.append(images.read(path))
         except (OSError, BrokenFile) as error:
             faults.append(f"{path}: cannot be read: {error}")
-    if not faults and crops[0].shape != crops[1].shape:
+    if not faults and crops[0].shape != crops[-1].shape:
         faults.append(f"{row.path_compressed}: another size than its raw twin")
-    return faults, None if faults else fit(*crops)
+    return faults, None if faults or len(crops) < 2 else fit(*crops)
 
 
 def contact_sheet(table: pandas.DataFrame) -> np.ndarray:
-    """Evenly drawn pairs, raw above compressed, a double row for each class and compression: ``(H, W, 3)`` uint8."""
+    """Evenly drawn pairs, raw above compressed, a double row for each class and compression: ``(H, W, 3)`` uint8.
+
+    Where there is no raw twin, its place is black.
+    """
     groups = [group for _, group in table.groupby(["compression", "label"])]
     sheet = np.zeros((2 * len(groups) * TILE, SHOWN * TILE, 3), np.uint8)
     for line, group in enumerate(groups):
         chosen = group.iloc[np.unique(np.linspace(0, len(group) - 1, SHOWN).round().astype(int))]
         for place, row in enumerate(chosen.itertuples()):
             for y, path in enumerate((row.path_raw, row.path_compressed), 2 * line):
+                if not path:
+                    continue
                 tile = images.resized(images.read(path), TILE)
                 sheet[y * TILE : (y + 1) * TILE, place * TILE : (place + 1) * TILE] = tile
     return sheet
@@ -110,6 +118,8 @@ def check(folder: Path) -> int:
             faults[f"{'/'.join(video)}: its {compression} crops are not aligned with their raw twins"] = None
     if lacking := [column for column in ("sha256_raw", "sha256_compressed") if column not in table]:
         print(f"note: the manifest has no {' and no '.join(lacking)}: these hashes are not compared")
+    if alone := int((table["path_raw"] == "").sum()):
+        print(f"note: {alone} of {len(table)} rows have no raw twin to be aligned with")
     if few := len(clips) - len(judged):
         print(f"note: {few} clips have one frame, which is too few to judge how it is aligned")
     for fault in faults:

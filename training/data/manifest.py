@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from .sources import Video
 
 COLUMNS = ("path_raw", "path_compressed", "label", "split")
-PATHS = COLUMNS[:2]
+PATHS, NEEDED = COLUMNS[:2], COLUMNS[1:]
 IDENTITY = ("dataset", "manipulation", "video_id")
 UNNAMED = "compressed"  # the compression of a table that does not say
+RAW = "raw"
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -39,11 +40,12 @@ def read(where: str, *, pictures: bool = True) -> pandas.DataFrame:
 
     Returns:
         One row per pair, in the order of the files, equal ones once. ``path_raw`` and ``path_compressed`` lead from the
-        working directory, ``label`` is int64 (1 = fake), ``split`` is train, val or test. Text that is always there and
-        what it is where the table has none: compression (``UNNAMED``), dataset (the name of the file), manipulation
-        ("real", "fake"), video_id (``path_raw``), reference ("raw", what path_raw is called) and twin (``path_raw``;
-        equal for a real frame and the fake made of it). Other columns are as the table has them.
-        ``attrs["where"]`` is ``where``.
+        working directory; ``path_raw`` is "" where there is no raw twin (a row of compression ``raw`` is its own).
+        ``label`` is int64 (1 = fake), ``split`` is train, val or test. Text that is always there and what it is where
+        the table has none: compression (``UNNAMED``), dataset (the name of the file), manipulation ("real", "fake"),
+        video_id and twin (``path_raw``, else ``path_compressed``; twin is equal for a real frame and the fake made of
+        it) and reference ("raw", what path_raw is called; "" where there is none). Other columns are as the table has
+        them. ``attrs["where"]`` is ``where``.
 
     Raises:
         ValueError: there is no such manifest, or it is not whole; or all that is wrong with it, with its rows.
@@ -61,54 +63,80 @@ def read(where: str, *, pictures: bool = True) -> pandas.DataFrame:
     return table
 
 
-def check_for_training(table: pandas.DataFrame, compression: str) -> None:
-    """Check that a table of :func:`read` has what a training on one compression needs.
+def check_for_training(
+    table: pandas.DataFrame, qualities: Sequence[str], *, option: str = "compression", teacher: bool = True
+) -> None:
+    """Check that a table of :func:`read` has what a training on some qualities needs.
+
+    Args:
+        qualities: that are learnt, ``raw`` or compressions.
+        option: that they were said by.
+        teacher: one is to be trained, if any training row has a ``path_raw``.
 
     Raises:
-        ValueError: there is no such compression, it has no rows of a split, or one class only in train or val.
+        ValueError: there is no such quality, it has no rows of a split, or one class only in train or val, also among
+            the rows that the teacher sees.
     """
     where = f"manifest {files.shown(table.attrs['where'])}"
-    rows = table[table["compression"] == compression]
-    if rows.empty:
-        raise ValueError(f"compression: {where} has {sorted(table['compression'].unique())}, got '{compression}'")
+    paired = table["path_raw"] != ""
+    known = [*([RAW] if paired.any() else []), *sorted(set(table["compression"]) - {RAW})]
+    if unknown := [quality for quality in qualities if quality not in known]:
+        raise ValueError(f"{option}: {where} has {known}, got {quoted(unknown)}")
     problems = Problems(where)
-    for split, purpose in (("train", "nothing can be learnt"), ("val", "its AUC chooses the model"), ("test", None)):
-        found = set(rows.loc[rows["split"] == split, "label"])
-        if not found:
-            problems.add("split", None, f"no rows of split '{split}' with compression '{compression}'")
-        elif purpose and len(found) == 1:
-            absent = "real (label 0)" if found == {1} else "fake (label 1)"
-            said = f"split {split} has no {absent} with compression '{compression}': {purpose}"
-            problems.add("label", None, said)
+    needed = {f"with compression '{quality}'": table["compression"] == quality for quality in qualities}
+    if RAW in qualities:
+        needed[f"with compression '{RAW}'"] = paired
+    learnt = np.logical_or.reduce(list(needed.values()))
+    if teacher and (~paired & learnt).any() and (paired & learnt & (table["split"] == "train")).any():
+        needed["with a path_raw, for the teacher"] = paired & learnt
+    purposes = {"train": "nothing can be learnt", "val": "its AUC chooses the model", "test": None}
+    for what, having in needed.items():
+        rows = table[having]
+        for split, purpose in purposes.items():
+            found = set(rows.loc[rows["split"] == split, "label"])
+            if not found and (purpose or "teacher" not in what):
+                problems.add("split", None, f"no rows of split '{split}' {what}")
+            elif purpose and len(found) == 1:
+                absent = "real (label 0)" if found == {1} else "fake (label 1)"
+                problems.add("label", None, f"split {split} has no {absent} {what}: {purpose}")
     problems.check()
 
 
 def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | None:
     """One file of a manifest, or None where columns are missing."""
     table = tables.read(path, "manifest")
-    tables.require(table, COLUMNS, problems)
+    tables.require(table, NEEDED, problems)
+    if "path_raw" not in table and (near := [name for name in table if "raw" in name and name != "sha256_raw"]):
+        said = f"expected 'path_raw', or no column of raw pictures, got {quoted(near)}"
+        problems.add("columns", None, said)
     paths = [column for column in PATHS if column in table]
     _make_whole(table, paths, path.parent, problems, pictures)
     for column, understand in (("label", tables.labels), ("split", tables.splits)):
         if column in table:
             table[column] = understand(table[column], problems)
-    if not set(COLUMNS) <= set(table):
+    if not set(NEEDED) <= set(table):
         return None
+    given = table["path_raw"] if "path_raw" in table else pandas.Series("", table.index)
+    level = tables.text(table["compression"]) if "compression" in table else given
+    raw = table["path_raw"] = given.where((given != "") | (level != RAW), table["path_compressed"])
+    own = raw.where(raw != "", table["path_compressed"])
     defaults = {
         "compression": UNNAMED,
         "dataset": path.stem,
         "manipulation": np.where(table["label"] == 1, "fake", "real"),
-        "video_id": table["path_raw"],
-        "reference": "raw",
-        "twin": table["path_raw"],
+        "video_id": own,
+        "reference": RAW,
+        "twin": own,
     }
     for column, default in defaults.items():
         read_cells = tables.names if column == "twin" else tables.text
         cells = read_cells(table[column]) if column in table else pandas.Series("", table.index)
         empty = cells == ""
         if column != "twin" and not empty.all():  # to have no twin is no fault
-            problems.add(column, empty, "empty, though other rows have it")
+            fault = empty & (raw != "") if column == "reference" else empty
+            problems.add(column, fault, "empty, though other rows have it")
         table[column] = cells.where(~empty, default)
+    table["reference"] = table["reference"].where(raw != "", "")
     return table
 
 
@@ -140,10 +168,13 @@ def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, probl
         return path, "a folder" if os.path.isdir(path) else "nothing"
 
     for column in columns:
-        codes, cells = pandas.factorize(table[column].astype(str))
+        cells = table[column].astype(str)
+        if column == "path_raw":  # to have no raw twin is no fault
+            cells = cells.where(tables.names(table[column]) != "", "")
+        codes, cells = pandas.factorize(cells)
         paths, faults = (np.array(values, object)[codes] for values in zip(*map(find, cells.tolist()), strict=True))
         table[column] = paths
-        problems.add(column, faults == "empty", "empty")
+        problems.add(column, (faults == "empty") & (column != "path_raw"), "empty")
         for fault in ("nothing", "a folder") if pictures else ():
             wrong = faults == fault
             problems.add(column, wrong, f"expected a picture, found {fault} at {quoted(dict.fromkeys(paths[wrong]))}")
@@ -151,13 +182,12 @@ def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, probl
 
 def _check_agreement(table: pandas.DataFrame, problems: Problems) -> None:
     """Add what lies in several splits and what has two labels to the problems."""
-    sure = table[
-        (table[list(PATHS)] != "").all(axis=1)
-    ]  # cells that were no split or label are in the problems already
+    # Cells that are empty, no split or no label are in the problems already.
+    sure = table[table["path_compressed"] != ""]
     sure = sure.assign(split=sure["split"].where(sure["split"] != ""), label=sure["label"].where(sure["label"] >= 0))
 
     def several(keys: list[str], column: str) -> list[str]:
-        counts = sure.groupby(keys, sort=False)[column].nunique()
+        counts = sure[(sure[keys] != "").all(axis=1)].groupby(keys, sort=False)[column].nunique()
         names = counts.index[counts > 1]
         return ["/".join(name) for name in names] if len(keys) > 1 else list(names)
 

@@ -63,7 +63,7 @@ def save_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_weights(accelerator.unwrap_model(parts["model"]), draft / WEIGHTS)
-        state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler")}
+        state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
         state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
         state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
         torch.save(state | {"progress": asdict(progress)}, draft / "state.pt")
@@ -118,8 +118,9 @@ def load_checkpoint(path: Path, accelerator: Accelerator, parts: dict[str, Any])
     """Bring every part back to where :func:`save_checkpoint` left it."""
     accelerator.unwrap_model(parts["model"]).load_state_dict(read_weights(path / WEIGHTS))
     state = read_torch(path / "state.pt")
-    for name in ("optimizer", "scheduler"):
-        parts[name].load_state_dict(state[name])
+    for name in ("optimizer", "scheduler", "balance"):
+        if name in state:  # the checkpoints of earlier versions know no balance
+            parts[name].load_state_dict(state[name])
     accelerator.unwrap_model(parts["distiller"]).load_state_dict(state["distiller"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -186,10 +187,12 @@ class Trained:
 
     @property
     def trained_on(self) -> str:
-        """The quality of the images it learnt from: ``raw`` for a teacher, ``unknown`` for a file from elsewhere."""
+        """The quality of the images it learnt from, several as ``raw+c40``; ``raw`` for a teacher, ``unknown`` for a
+        file from elsewhere.
+        """
         if self.config is None:
             return "unknown"
-        return "raw" if self.role == "teacher" else self.config.compression
+        return "raw" if self.role == "teacher" else "+".join(self.config.learnt)
 
     @property
     def ours(self) -> bool:

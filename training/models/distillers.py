@@ -53,6 +53,7 @@ class ADD(nn.Module):
                 margin=config.margin,
                 coordinates=config.coordinates,
                 slicing=config.slicing,
+                sampling=config.sampling,
             ),
             frequency_scale=config.frequency_scale,
             multi_view_scale=config.multi_view_scale,
@@ -170,4 +171,6 @@ DISTILLERS: dict[str, Callable[[Config, list[int], list[int]], nn.Module]] = {
     "fr": lambda config, student, teacher: ADD(replace(config, multi_view_scale=0.0), student, teacher),
     "mv": lambda config, student, teacher: ADD(replace(config, frequency_scale=0.0), student, teacher),
     "add": ADD,
+    "mv_points": lambda config, *channels: DISTILLERS["mv"](replace(config, slicing="points"), *channels),
+    "add_points": lambda config, *channels: ADD(replace(config, slicing="points"), *channels),
 }

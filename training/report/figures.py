@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from . import metrics
+from .log import term_names
+from .results import ALL, ON_RAW, Row
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the dark page gets their lighter relatives.
 LIGHT = {
@@ -100,16 +101,23 @@ def render(draw: Callable[[Theme], Figure], models: list[str]) -> dict[str, byte
     return result
 
 
-def samples(theme: Theme, raw: np.ndarray, compressed: np.ndarray, labels: np.ndarray) -> Figure:
-    """Pairs and their difference: images ``(N, H, W, 3)`` uint8."""
-    figure, axes = plt.subplots(3, len(raw), figsize=(10, 10 / len(raw) * 3 + 0.45), squeeze=False)
-    difference = np.abs(raw.astype(int) - compressed).mean(-1)
+def samples(theme: Theme, images: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
+    """Frames before and after compression, and the difference of the first and the last row.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8 by the name of a row.
+        labels: ``(N,)``, 1 = fake.
+    """
+    count, shown = len(labels), list(images.values())
+    figure, axes = plt.subplots(
+        len(shown) + 1, count, figsize=(10, 10 / count * (len(shown) + 1) + 0.45), squeeze=False
+    )
+    difference = np.abs(shown[0].astype(int) - shown[-1]).mean(-1)
+    top = max(np.percentile(difference, 99.5), 1)
     for column, label in enumerate(labels):
-        for row, image in enumerate((raw[column], compressed[column])):
-            axes[row, column].imshow(image, interpolation="nearest")
-        axes[2, column].imshow(
-            difference[column], cmap=theme.values["map"], vmin=0, vmax=np.percentile(difference, 99.5)
-        )
+        for axis, frames in zip(axes[:-1, column], shown, strict=True):
+            axis.imshow(frames[column], interpolation="nearest")
+        axes[-1, column].imshow(difference[column], cmap=theme.values["map"], vmin=0, vmax=top)
         axes[0, column].set_title(
             "fake" if label else "real", color=theme.values["colors"][3 if label else 2], loc="center"
         )
@@ -117,7 +125,7 @@ def samples(theme: Theme, raw: np.ndarray, compressed: np.ndarray, labels: np.nd
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[:].set_visible(False)
-    for row, name in enumerate(("raw", "compressed", "difference")):
+    for row, name in enumerate([*images, "difference"]):
         axes[row, 0].set_ylabel(name, color=theme.values["text"])
     return figure
 
@@ -125,7 +133,7 @@ def samples(theme: Theme, raw: np.ndarray, compressed: np.ndarray, labels: np.nd
 def curves(theme: Theme, rows: list[dict], titles: dict[str, str]) -> Figure:
     """Cross-entropy, validation AUC and distillation terms, from the rows of metrics.jsonl."""
     roles = list(dict.fromkeys(row["model"] for row in rows))
-    distilled = [role for role in roles if any("/" in key for row in rows if row["model"] == role for key in row)]
+    distilled = [role for role in roles if term_names([row for row in rows if row["model"] == role])]
     figure, axes = plt.subplots(1, 2 + bool(distilled), figsize=(10, 3.3))
     for role in roles:
         color = theme.color(titles[role])
@@ -137,12 +145,13 @@ def curves(theme: Theme, rows: list[dict], titles: dict[str, str]) -> Figure:
     axes[1].legend(handlelength=1.2)
     if distilled:
         last = [row for row in rows if row["model"] == distilled[-1]]
-        names = sorted({key for row in last for key in row if "/" in key})
+        names = term_names(last)
+        kinds = list(dict.fromkeys(name.partition("/")[0] for name in names))
         for name in names:
             points = [(row["epoch"], row[name]) for row in last if name in row]
-            kind, layer = name.split("/layer")
-            color = theme.values["colors"][(int(layer) - 1) % 6]
-            style = "-" if kind == "frequency" else (0, (2, 1.2))
+            kind, _, layer = name.partition("/layer")
+            color = theme.values["colors"][(int(layer or 1) - 1) % 6]
+            style = "-" if kind == kinds[0] else (0, (2, 1.2))
             axes[2].plot(*zip(*points, strict=True), color=color, linestyle=style, label=name.replace("_", "-"))
         axes[2].set(title=f"Terms of the {titles[distilled[-1]]}", xlabel="epoch", yscale="log")
         low, high = axes[2].get_ylim()
@@ -151,39 +160,49 @@ def curves(theme: Theme, rows: list[dict], titles: dict[str, str]) -> Figure:
     return figure
 
 
-def roc(theme: Theme, outcomes: dict[str, metrics.Outcome], summary: dict) -> Figure:
-    """ROC curves with their equal-error points, and AUC with its interval where there is one."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.1), width_ratios=[1, 1.15])
+def roc(theme: Theme, rows: list[Row], summary: dict) -> Figure:
+    """ROC curves with their equal-error points, and AUC with its interval where there is one.
+
+    Of several qualities the curves are those of all together, beside the teacher on raw images; AUC is that of each.
+    """
+    several = any(row.quality == ALL for row in rows)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, max(4.1, 0.42 * len(rows) + 0.6)), width_ratios=[1, 1.15])
     left.plot([0, 1], [0, 1], color=theme.values["grid"], linewidth=1.2)
     left.plot([0, 1], [1, 0], color=theme.values["grid"], linewidth=1, linestyle=":")
-    for row, (name, outcome) in enumerate(outcomes.items()):
-        color, auc = theme.color(name), summary[name]["auc"]
+    places, y = [], 0.0
+    for before, row in zip([rows[0], *rows], rows, strict=False):
+        y -= 1.35 if several and row.quality != before.quality else 1  # qualities stand apart
+        places.append(y)
+        color, auc = theme.color(row.model), summary[row.name]["auc"]
         if np.isnan(auc["value"]):
             continue
-        left.plot(*roc_curve(outcome.labels, outcome.scores)[:2], color=color, label=name)
-        error = summary[name]["eer"]["value"]
-        left.plot(error, 1 - error, "o", color=color, markersize=5)
-        right.plot(
-            [auc["low"], auc["high"]], [-row, -row], color=color, linewidth=5, alpha=0.45, solid_capstyle="round"
-        )
-        right.plot(auc["value"], -row, "o", color=color, markersize=9)
+        if not several or row.quality == ALL or row.model == ON_RAW:
+            left.plot(*roc_curve(row.outcome.labels, row.outcome.scores)[:2], color=color, label=row.name)
+            error = summary[row.name]["eer"]["value"]
+            left.plot(error, 1 - error, "o", color=color, markersize=5)
+        right.plot([auc["low"], auc["high"]], [y, y], color=color, linewidth=5, alpha=0.45, solid_capstyle="round")
+        right.plot(auc["value"], y, "o", color=color, markersize=9 - 2 * several)
         right.annotate(
             f"{auc['value']:.3f}",
-            (auc["value"], -row),
-            xytext=(0, 9),
+            (auc["value"], y),
+            xytext=(0, 9 - 3 * several),
             textcoords="offset points",
             ha="center",
-            fontsize=10,
+            fontsize=10 - 1.5 * several,
             fontweight="bold",
         )
     left.set(
-        title="ROC on the test split", xlabel="reals called fake", ylabel="fakes found", xlim=(-0.01, 1), ylim=(0, 1.01)
+        title=f"ROC on the test split{', all qualities' * several}",
+        xlabel="reals called fake",
+        ylabel="fakes found",
+        xlim=(-0.01, 1),
+        ylim=(0, 1.01),
     )
-    left.set_aspect("equal")
+    left.set_aspect("equal", anchor="N")
     if left.get_legend_handles_labels()[0]:
         left.legend(loc="lower right", handlelength=1.2)
-    right.set(title="AUC, bar: 95 % interval", yticks=[-i for i in range(len(outcomes))], yticklabels=list(outcomes))
-    right.set_ylim(-len(outcomes) + 0.5, 0.6)
+    right.set(title="AUC, bar: 95 % interval", yticks=places, yticklabels=[row.name for row in rows])
+    right.set_ylim(y - 0.5, places[0] + 0.6)
     right.tick_params(axis="y", length=0, labelcolor=theme.values["text"])
     right.grid(False, axis="y")
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -61,30 +62,48 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+NO_TERMS = {"model", "step", "epoch", "loss", "cross_entropy", "lr", "images_per_second", "val_auc"}
+
+
+def term_names(rows: list[dict]) -> list[str]:
+    """The distillation terms that rows of a metrics.jsonl have, in order."""
+    names = dict.fromkeys(key for row in rows for key in row)
+    return sorted(name for name in names if name not in NO_TERMS and not name.startswith(("val_auc/", "factor/")))
+
+
 class LossHistory:
     """Loss terms of the last steps, kept on the device until they are read together, so that no step waits for them."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.warming_up = False
+        self.names: list[list[str]] = []
         self.rows: list[Tensor] = []
         self.steps: list[int] = []
 
-    def add(self, step: int, terms: dict[str, Tensor]) -> None:
-        if self.names != list(terms):  # the warm-up ended: other terms
+    def add(self, step: int, terms: dict[str, Tensor], warming_up: bool = False) -> None:
+        """Add the terms of a batch; when the warm-up of a distillation has ended, it is left out of the means."""
+        if self.warming_up != warming_up:
             self.read()
-            self.names = list(terms)
+            self.warming_up = warming_up
+        self.names.append(list(terms))
         self.rows.append(torch.stack([term.detach().float() for term in terms.values()]))
         self.steps.append(step)
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading; raises :class:`NonFiniteLoss` that names the first term to go wrong."""
+        """Means since the last reading; a term that a batch did not have, as without a raw twin, was 0 there.
+
+        Raises:
+            NonFiniteLoss: a term is not finite; the first step and its terms are named.
+        """
         if not self.rows:
             return {}
-        table, steps = torch.stack(self.rows).cpu(), self.steps
-        self.rows, self.steps = [], []
-        for step, row in zip(steps, table, strict=True):
-            terms = zip(self.names, row.tolist(), strict=True)
-            if bad := [f"{name} = {value:g}" for name, value in terms if not math.isfinite(value)]:
+        values = torch.cat(self.rows).cpu().split([len(row) for row in self.rows])
+        columns = {name: place for place, name in enumerate(dict.fromkeys(chain(*self.names)))}
+        table = torch.zeros(len(values), len(columns))
+        for line, step, names, row in zip(table, self.steps, self.names, values, strict=True):
+            if bad := [f"{n} = {v:g}" for n, v in zip(names, row.tolist(), strict=True) if not math.isfinite(v)]:
                 raise NonFiniteLoss(f"loss is not finite at step {step}: {', '.join(bad)}")
+            line[[columns[name] for name in names]] = row
+        self.names, self.rows, self.steps = [], [], []
         means = table.mean(0)
-        return {"loss": means.sum().item()} | dict(zip(self.names, means.tolist(), strict=True))
+        return {"loss": means.sum().item()} | dict(zip(columns, means.tolist(), strict=True))

@@ -41,6 +41,14 @@ class Outcome:
     hits: np.ndarray | None = None
 
 
+def pooled(outcomes: list[Outcome]) -> Outcome:
+    """The samples of several outcomes of one model together; equal groups stay one, as of a source in two qualities."""
+    hits = None if any(outcome.hits is None for outcome in outcomes) else np.concatenate([o.hits for o in outcomes])
+    return Outcome(
+        *(np.concatenate([getattr(o, key) for o in outcomes]) for key in ("scores", "labels", "groups")), hits
+    )
+
+
 def equal_error_rate(false_positive_rate: np.ndarray, true_positive_rate: np.ndarray) -> float:
     """Where the straight-line ROC curve meets ``FPR = 1 - TPR``; both ``(K,)``, rising from 0 to 1."""
     gap = false_positive_rate - (1 - true_positive_rate)

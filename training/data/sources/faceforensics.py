@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,14 @@ from .splits import Draw, complete
 
 ACTED = ("actors", "deepfakedetection")
 FORGERIES = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
+
+FAMILY = re.compile(r"faceforensics|ff\+\+|ffpp|ff-|faceshifter", re.IGNORECASE)  # what its parts are called
+
+
+def people_of(dataset: str, video_id: str) -> tuple[str, ...]:
+    """The ids in the name of a FaceForensics++ video, ``000`` or ``000_003``; () for another name or data set."""
+    name = re.fullmatch(r"(?:.*/)?(\d{3})(?:_(\d{3}))?(?:\.\w+)?", video_id)
+    return tuple(filter(None, name.groups())) if name and FAMILY.match(dataset) else ()
 
 
 def faceforensics(root: Path, draw: Draw) -> Found:
