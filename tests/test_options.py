@@ -201,7 +201,7 @@ def test_commands_run_as_scripts_from_elsewhere(name, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations(path, tmp_path):
-    kind = study.StudyConfig if path.stem == "study" else Config
+    kind = study.StudyConfig if path.stem.startswith("study") else Config
     config = read(["--config", str(path)], kind, "x.py")
     assert config.name == path.stem
     (tmp_path / "saved.yaml").write_text(config.to_yaml())

@@ -1,109 +1,251 @@
-"""The study: its statistics by hand, and a miniature one that is interrupted, continued and grown."""
+"""The study: its statistics by other means, its choices, and a miniature one that is interrupted, continued, grown."""
 
 import json
-import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from training import study
-from training.study import Sample, StudyConfig
+from training.data import embedded
+from training.options import Stopped
+from training.report import folds
+from training.study import Model, StudyConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = dict(
     name="s",
     image_size=32,
     train_clips=20,
     val_clips=8,
-    test_clips=12,
+    test_clips=16,
     batch_size=8,
     student_model="test_byobnet",
     teacher_model="test_byobnet",
     epochs=1,
     teacher_epochs=1,
     validations_per_epoch=1,
-    bootstrap=20,
     multi_view_weights=[0, 0, 1.0, 0],
     frequency_weights=[0, 1.0, 0, 0],
-    seeds=2,
+    folds=2,
+    conditions=["c40"],
+    crfs=[40],
     scales=[1.0, 10.0],
 )
 
 
-def test_interval_adds_the_variance_of_seeds_and_of_the_test_split():
-    """Seeds 0.6, 0.8: mean 0.7, variance of the mean 0.01; resamples of the mean 0.6, 0.8: variance 0.02."""
-    sample = Sample(np.array([0.6, 0.8]), np.array([[0.5, 0.7], [0.7, 0.9]]))
-    found = sample.summary()
-    half = 12.7062 * math.sqrt(0.01 + 0.02)  # Student's t of one degree of freedom
-    assert found["mean"] == pytest.approx(0.7)
-    assert found["low"] == pytest.approx(0.7 - half, rel=1e-4) and found["high"] == pytest.approx(0.7 + half, rel=1e-4)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
 
 
-def test_differences_are_paired():
-    """What seeds and resamples have in common cancels: a constant lead has no width."""
-    shared = np.array([[0.5, 0.7, 0.6], [0.8, 0.6, 0.9]])
-    difference = (Sample(np.array([0.8, 0.6]), shared + 0.1) - Sample(np.array([0.7, 0.5]), shared)).summary()
-    assert [difference[key] for key in ("mean", "low", "high")] == pytest.approx([0.1] * 3)
+# ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_single_model_has_the_test_splits_variance_only():
-    resampled = np.random.default_rng(0).normal(0.7, 0.1, (1, 4000))
-    found = Sample(np.array([0.7]), resampled).summary()
-    assert found["high"] - found["mean"] == pytest.approx(1.96 * 0.1, rel=0.05)
+def five_folds(of_fold: float, of_photograph: float) -> dict[tuple[int, str], float]:
+    rng = np.random.default_rng(3)
+    shared = of_fold * rng.normal(size=5)
+    return {(i % 5, f"p{i}"): 0.05 + shared[i % 5] + of_photograph * rng.normal() for i in range(15)}
 
 
-def test_a_study_goes_on_where_it_was_interrupted_and_grows(tmp_path, monkeypatch):
-    changes = TINY | dict(out=str(tmp_path), cache=str(tmp_path / "cache"))
-    trained = []
+def test_where_folds_differ_the_interval_is_that_of_their_means():
+    values = five_folds(0.1, 0.01)
+    found = folds.estimate(values)
+    means = [np.mean([v for (fold, _), v in values.items() if fold == k]) for k in range(5)]
+    other = stats.ttest_1samp(means, 0)
+    assert found["value"] == pytest.approx(np.mean(list(values.values()))) and found["p"] == pytest.approx(other.pvalue)
+    assert [found["low"], found["high"]] == pytest.approx(list(other.confidence_interval()))
+
+
+def test_where_folds_are_alike_the_interval_is_that_of_photographs_with_the_folds_freedom():
+    values = five_folds(0.0, 0.1)
+    numbers = list(values.values())
+    assert stats.f_oneway(*np.reshape(numbers, (3, 5)).T).statistic < 1, "folds differ less than their photographs do"
+    found = folds.estimate(values)
+    half = stats.t.ppf(0.975, 4) * stats.sem(numbers)
+    assert [found["low"], found["high"]] == pytest.approx([np.mean(numbers) - half, np.mean(numbers) + half])
+
+
+def test_folds_of_unequal_size_weigh_by_their_photographs():
+    values = {(0, f"a{i}"): 0.9 for i in range(9)} | {(1, f"b{i}"): 0.6 for i in range(3)}
+    found = folds.estimate(values)
+    # (0.9 · 9 + 0.6 · 3) / 12 = 0.825; moved by 9/12 · 0.075 and −3/12 · 0.225: variance 2 · 2 · 0.05625²
+    half = stats.t.ppf(0.975, 1) * 2 * 0.05625
+    assert [found["value"], found["high"]] == pytest.approx([0.825, 0.825 + half])
+
+
+def test_auc_stays_between_0_and_1_and_few_photographs_have_no_interval():
+    values = {(i % 5, f"p{i}"): 0.8 + 0.195 * (i % 2) for i in range(15)}
+    found = folds.estimate(values, share=True)
+    assert 0.5 < found["low"] < found["value"] < found["high"] < 1
+    few = folds.estimate(dict(list(values.items())[:9]), share=True)
+    assert few["value"] > 0.8 and np.isnan([few["low"], few["high"], few["p"]]).all()
+    assert np.isnan(folds.estimate(dict.fromkeys(values, 0.9))["low"]), "the same everywhere tells nothing"
+
+
+def test_auc_by_photograph():
+    rng = np.random.default_rng(0)
+    labels, photographs, scores = rng.integers(0, 2, 90), rng.integers(0, 3, 90) * 2, rng.normal(size=90).round(1)
+    found = folds.photograph_aucs(scores, labels, photographs)
+    assert list(found) == [0, 2, 4]
+    for number, auc in found.items():
+        here = photographs == number
+        assert auc == pytest.approx(roc_auc_score(labels[here], scores[here]))
+
+
+def test_references_and_holm():
+    base = five_folds(0.02, 0.02)
+
+    def of(learnt, method, gain, quality="c36"):
+        rng = np.random.default_rng(len(method))
+        return folds.Tested(learnt, method, quality, {key: v + gain + 0.01 * rng.normal() for key, v in base.items()})
+
+    tested = [
+        of("raw", "teacher", 0.3),
+        of("c36", "none", 0.4),
+        of("c36", "ffl", 0.45),
+        of("c36", "kd", 0.41),
+        of("c36", "add", 0.5),
+        of("raw+c36", "add", 0.48),
+    ]
+    lines = {(line["learnt"], line["method"]): line for line in folds.compare(tested, "none", {"c36": "ffl"})}
+    add, mixed = lines["c36", "add"], lines["raw+c36", "add"]
+    assert {key: add[key]["to"] for key in ("base", "teacher", "single")} == {
+        "base": "none",
+        "teacher": "teacher",
+        "single": "ffl",
+    }
+    assert "own" not in add and mixed["own"]["value"] == pytest.approx(-0.02, abs=0.01)
+    assert "single" not in lines["c36", "ffl"] and "base" not in lines["c36", "none"]
+    plain = [folds.estimate(folds.difference(one.values, tested[1].values))["p"] for one in tested[2:5]]
+    order = np.argsort(plain)
+    by_hand = np.maximum.accumulate(np.array(plain)[order] * [3, 2, 1])
+    got = np.array([lines["c36", method]["base"]["p"] for method in ("ffl", "kd", "add")])[order]
+    assert got == pytest.approx(np.minimum(by_hand, 1))
+    text = folds.table(list(lines.values()), {"c36": {"add": 3.0}}, "none")
+    assert {png[:4] for png in folds.pictures(list(lines.values()), "none").values()} == {b"\x89PNG"}
+    assert "| c36 | add | 3 | 15 |" in text and f"**{add['base']['value']:+.3f} [" in text
+
+
+def test_the_best_single_method_is_judged_on_common_folds():
+    assert folds.best({"kd": {0: 0.9, 1: 0.5}, "ffl": {0: 0.8}}) == "kd"
+    assert folds.best({"kd": {0: 0.9, 1: 0.5}, "ffl": {0: 0.8, 1: 0.7}}) == "ffl"
+    assert folds.best({}) is None
+
+
+# --------------------------------------------------------------------------------------------------------------- study
+
+
+def inline(work, ready, output, finished, *, width, preload):
+    """What side_by_side does, in this process."""
+    lost: dict = {}
+    while item := next((item for item in ready(lost) if item not in lost), None):
+        try:
+            work(item)
+        except ValueError as error:
+            lost[item] = str(error)
+        finished(item, lost.get(item, ""), 0.0)
+    return lost
+
+
+def test_a_study_goes_on_where_it_was_interrupted_and_grows(tmp_path, cache, monkeypatch):
+    changes = TINY | dict(out=str(tmp_path), cache=cache)
+    trained, opened = [], []
     real_fit, real_predict = study.fit, study.predict
 
     def counted(role, model, splits, config, *rest, **more):
         if not (config.folder / role / "done.json").exists():
-            trained.append((role, config.seed, config.distillation_scale))
             if len(trained) == 4:
+                trained.append(None)
                 raise KeyboardInterrupt
+            trained.append((role, config.fold, config.seed, config.distillation_scale))
         return real_fit(role, model, splits, config, *rest, **more)
 
-    opened = []
-
-    def watched(model, split, *rest, **more):
-        opened.append(len(split))
-        return real_predict(model, split, *rest, **more)
+    def watched(model, split, config, accelerator, quality, **more):
+        opened.append((config.name, quality))
+        return real_predict(model, split, config, accelerator, quality, **more)
 
     monkeypatch.setattr(study, "fit", counted)
     monkeypatch.setattr(study, "predict", watched)
+    monkeypatch.setattr(study, "side_by_side", inline)
+    monkeypatch.setattr(folds, "pictures", lambda *_: {"light": b"light", "dark": b"dark"})
+    config = StudyConfig(**changes, students=["none", "kd"])
     with pytest.raises(KeyboardInterrupt):
-        study.study(StudyConfig(**changes, students=["none", "kd"]), say=lambda line: None)
-    assert trained == [("teacher", 0, 1.0), ("none", 0, 1.0), ("none", 1, 1.0), ("kd", 0, 1.0)]
-    study.study(StudyConfig(**changes, students=["none", "kd"]), say=lambda line: None)
-    assert sorted(set(trained[4:])) == sorted(trained[4:]) and len(trained) == 7, "nothing is done twice"
-    assert opened == [12] * 6, "teacher on both qualities, two students of two methods: the test split once for each"
+        study.study(config, say=lambda line: None)
+    assert trained[:4] == [("teacher", 0, 0, 1), ("teacher", 1, 1, 1), ("kd", 0, 0, 1), ("kd", 0, 0, 10)]
+    assert len(opened) == 4, "teachers on raw and c40; nobody is tested before the choice"
+    study.study(config, say=lambda line: None)
+    factor = study.chosen(config, "c40", "kd")
+    assert trained[5:] == [("none", 0, 0, 1), ("none", 1, 1, 1), ("kd", 1, 1, factor)], "nothing is done twice"
+    other = next(scale for scale in config.scales if scale != factor)
+    assert len(opened) == len(set(opened)) == 8, "the test split is opened once for each model and quality"
+    assert not list(Model(0, "kd", "c40", other).folder(config).glob("test-*"))
+    study.study(config, say=lambda line: None)
+    assert len(trained) == 8 and len(opened) == 8
 
-    found = study.study(StudyConfig(**changes, students=["none", "kd", "fr"]), say=lambda line: None)
-    assert {role for role, *_ in trained[7:]} == {"fr"}
+    grown = StudyConfig(**changes | {"conditions": ["c40", "raw+c40"]}, students=["none", "kd", "add"])
+    study.study(grown, say=lambda line: None)
+    assert not [one for one in trained[8:] if one[0] == "teacher"] and len(set(opened)) == len(opened)
     folder = tmp_path / "s"
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(found))
-    cell = found["compressions"]["c40"]
-    assert list(cell["methods"]) == ["teacher on raw", "teacher on c40", "none", "kd", "fr"]
-    none, fr = (cell["methods"][name]["auc"] for name in ("none", "fr"))
-    assert cell["methods"]["fr"]["minus none"]["mean"] == pytest.approx(fr["mean"] - none["mean"])
-    validation = cell["scales"]["fr"]["validation"]
-    assert set(validation) == {1.0, 10.0} and validation[cell["scales"]["fr"]["chosen"]] == max(validation.values())
-    text = (folder / "table.md").read_text()
-    assert f"| fr | {cell['scales']['fr']['chosen']:g} | {fr['mean']:.3f} [" in text
-    assert (folder / "study.png").stat().st_size > 10_000 and (folder / "study-dark.png").exists()
-    assert not list(folder.rglob("checkpoint-*/state.pt")) or {
-        path.parents[1].name for path in folder.rglob("checkpoint-*/state.pt")
-    } == {"teacher"}, "students leave weights and scores, not optimiser states"
-
+    found = json.loads((folder / "results.json").read_text())
+    lines = {(line["learnt"], line["method"], line["quality"]): line for line in found["lines"]}
+    assert len(lines) == 2 + 2 * 2 * 3, "every student on every quality"
+    for line in lines.values():
+        tested = {Path(path).stem for path in embedded.FOLDED}
+        assert set(line["photographs"]) == tested and not tested & {Path(p).stem for p in embedded.PHOTOGRAPHS["val"]}
+        assert line["auc"]["value"] == pytest.approx(np.mean(list(line["photographs"].values())))
+    none, add = lines["c40", "none", "c40"], lines["c40", "add", "c40"]
+    assert add["base"]["value"] == pytest.approx(add["auc"]["value"] - none["auc"]["value"])
+    assert lines["raw+c40", "add", "c40"]["own"]["to"] == "add"
+    validation = found["scales"]["c40"]["add"]["validation"]
+    assert validation[str(found["scales"]["c40"]["add"]["chosen"])] == max(validation.values())
+    assert found["best_single"] == {"c40": "kd", "raw+c40": "kd"}
+    assert f"| c40 | add | {found['scales']['c40']['add']['chosen']:g} | 15 |" in (folder / "table.md").read_text()
+    assert (folder / "study.png").read_bytes() == b"light" and (folder / "study-dark.png").read_bytes() == b"dark"
+    assert not list(folder.rglob("checkpoint-*")), "models leave weights and scores, not optimiser states"
     with pytest.raises(ValueError, match=r"was started with other values of lr"):
         study.study(StudyConfig(**changes, students=["none"], lr=0.5))
 
 
-def test_bad_options_are_named(capsys):
-    for words, message in (
-        (["seeds=1"], "error: seeds: expected at least 2"),
+def test_what_is_made_side_by_side_is_the_same_and_a_lost_student_is_told(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(folds, "pictures", lambda *_: {})
+    weights = {}
+    for parallel in (1, 2):
+        changes = TINY | dict(out=str(tmp_path / str(parallel)), cache=cache, scales=[1.0])
+        config = StudyConfig(**changes, students=["none", "add"], parallel=parallel)
+        lost = Model(1, "none", "c40")
+        lost.folder(config).mkdir(parents=True)
+        (lost.folder(config) / "done.json").write_text("{}")  # but no weights
+        lines = []
+        with pytest.raises(Stopped, match=r"^1 of the models .* fold 1, c40, none: the finished model .* is damaged"):
+            study.study(config, say=lines.append)
+        assert sum(line.startswith("[") for line in lines) == 6 and "lost: the finished" in "".join(lines)
+        weights[parallel] = {
+            str(path.relative_to(config.folder)): path.read_bytes() for path in config.folder.rglob("model.safetensors")
+        }
+        found = json.loads((config.folder / "results.json").read_text())["lines"]
+        counts = {(line["method"], line["quality"]): len(line["photographs"]) for line in found}
+        assert counts["none", "c40"] == 8 and counts["add", "c40"] == 15, "fold 1 of none is lost"
+    assert len(weights[1]) == 5 and weights[1] == weights[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["students=[magic]"], "error: students: unknown ['magic']"),
-        (["sedes=3"], "did you mean 'seeds'"),
-    ):
-        assert study.main(words) == 2
-        assert message in capsys.readouterr().err
+        (["conditions=[c99]"], "error: conditions: expected different ones of ['raw', 'c23', 'c36'], or of these by +"),
+        (["conditions=[raw+c36,c36+raw]"], "error: conditions: expected different ones"),
+        (["manifest=pairs.csv"], "error: manifest: the study has folds of the embedded set"),
+        (["fold=1"], "error: fold: the study sets it"),
+        (["folds=1"], "error: folds: expected at least 2"),
+        (["test_clips=4"], "error: test_clips: expected two for each photograph of a fold, 6, got 4"),
+        (["parallel=-1"], "error: parallel: expected at least 0"),
+        (["sedes=3"], "did you mean 'seed'"),
+    ],
+)
+def test_bad_options_are_named(capsys, words, message):
+    assert study.main(words) == 2
+    assert message in capsys.readouterr().err

@@ -1,12 +1,14 @@
-"""Which distiller helps, and how surely: methods × seeds × compressions on one set, with one shared teacher.
+"""Which distiller helps, and how surely: methods × folds over photographs × qualities, on the embedded set.
 
-    python training/study.py                                  configs/study.yaml, on the embedded set
-    python training/study.py seeds=10 students='[none,add]'   more of it: what is done already is not done again
+    python training/study.py                                configs/study.yaml: every method, on c36
+    python training/study.py students='[none,add]' scales='[0.3,1,3]'   more of it: what is done is not done again
+    python training/study.py --config training/configs/study-qualities.yaml   one student for all, or one per quality
 
-The weight of every method is chosen first, on the validation split, by the same budget: one student per factor in
-``scales``, with the first seed. Then every seed trains a student with the chosen one, and the test split is opened once
-for each. Interrupted and started again, it goes on. Everything lies in {out}/{name}: results.json, table.md, study.png
-(and -dark), and a folder per student.
+Each fold has a teacher, students and a seed of its own, and tests photographs that they have not seen; every photograph
+is tested once, but for the three that validate. The factor of a method's weights is chosen on those, in fold 0, by the
+same budget for all: one student per factor in ``scales``. Students are trained side by side, on one thread each, which
+changes no bit of them. Interrupted and started again, it goes on. Everything lies in {out}/{name}: results.json,
+table.md, study.png (and -dark), and a folder per fold with what each student said while it was trained (output.txt).
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
@@ -26,215 +29,200 @@ if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
 
-import matplotlib.pyplot as plt
 import numpy as np
-from accelerate import Accelerator
-from matplotlib.figure import Figure
-from scipy.stats import t as student_t
-from torch import nn
+import torch
 
 from training.config import Config
-from training.data.loader import Split, load_splits
+from training.data import embedded
+from training.data.frames import RAW, embedded_spec
+from training.data.loader import load_splits
 from training.files import write_text, write_whole
-from training.fit import (
-    check_distillers,
-    fit,
-    given_teacher,
-    keep_freed_memory,
-    new_accelerator,
-    new_model,
-    new_student,
-    predict,
-)
-from training.models.detector import Detector
+from training.fit import check_distillers, fit, keep_freed_memory, new_accelerator, new_model, new_student, predict
 from training.models.distillers import DISTILLERS
-from training.options import load, run
-from training.report import figures, metrics, page
+from training.options import Stopped, load, run
+from training.processes import side_by_side, usable_cores
+from training.report import folds
 from training.report.log import Log
+from training.report.page import without_nan
 
 DEFAULT = Path(__file__).parent / "configs" / "study.yaml"
-GROWING = ("students", "seeds", "compressions", "scales")
+GROWING = ("students", "conditions", "scales", "parallel", "resume", "workers", "cache", "bootstrap", "log_every")
+TEACHER = folds.TEACHER
 
 
 @dataclass
 class StudyConfig(Config):
-    """Compare distillers over seeds and compressions: mean, 95 % interval, paired differences to the first method.
+    """Compare distillers over folds of photographs: means, 95 % intervals, paired differences.
 
-    Of the fields of train.py, ``students`` are the methods; ``compression`` and ``distillation_scale`` are set for each
-    student by the study.
+    Of the fields of train.py, ``students`` are the methods, of which the first is what the others are compared with;
+    ``compression``, ``qualities``, ``fold`` and ``distillation_scale`` are set for each student by the study.
     """
 
-    seeds: int = 5
-    """Students per method and compression, with the seeds seed, seed + 1, …; the teacher has the first."""
-    compressions: list[str] = field(default_factory=lambda: ["c40"])
-    """Compressions to learn from and to be tested on, each."""
-    scales: list[float] = field(default_factory=lambda: [0.1, 1.0, 10.0])
-    """Factors of a method's default weights, of which validation chooses one."""
+    conditions: list[str] = field(default_factory=lambda: ["c40"])
+    """What students learn from, each: a quality, as c40, or several, as raw+c23+c40; all are tested on all of these."""
+    scales: list[float] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+    """Factors of a method's weights, of which validation chooses one."""
+    parallel: int = 0
+    """Students trained side by side, on one thread each; 0: as many as there are cores, or one with a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 2:
-            raise ValueError(f"seeds: expected at least 2, for an interval, got {self.seeds}")
-        if not self.compressions or not self.scales:
-            raise ValueError("compressions, scales: expected at least one each")
+        if self.manifest or self.teacher_checkpoint:
+            name = "manifest" if self.manifest else "teacher_checkpoint"
+            raise ValueError(f"{name}: the study has folds of the embedded set, each with a teacher of its own")
+        if self.fold is not None or self.qualities:
+            name = "qualities" if self.qualities else "fold"
+            raise ValueError(f"{name}: the study sets it; say conditions, and how many folds")
+        if not self.conditions or not self.scales:
+            raise ValueError("conditions, scales: expected at least one each")
         if unknown := [name for name in self.students if name not in DISTILLERS]:
             raise ValueError(f"students: unknown {unknown}, expected some of {list(DISTILLERS)}")
         if min(self.scales) <= 0 or len(set(self.scales)) != len(self.scales):
             raise ValueError(f"scales: expected different factors above 0, got {self.scales}")
-        if len(set(self.compressions)) != len(self.compressions):
-            raise ValueError(f"compressions: expected different ones, got {self.compressions}")
+        known = [RAW, *(f"c{crf}" for crf in self.crfs)]
+        alike = [frozenset(condition.split("+")) for condition in self.conditions]
+        for condition, qualities in zip(self.conditions, alike, strict=True):
+            if not qualities <= set(known) or len(qualities) != len(condition.split("+")) or alike.count(qualities) > 1:
+                raise ValueError(f"conditions: expected different ones of {known}, or of these by +, got '{condition}'")
+        if self.parallel < 0:
+            raise ValueError(f"parallel: expected at least 0, got {self.parallel}")
+        if self.test_clips // 2 < (most := -(-len(embedded.FOLDED) // self.folds)):
+            raise ValueError(
+                f"test_clips: expected two for each photograph of a fold, {2 * most}, got {self.test_clips}"
+            )
 
-    def student(self, compression: str, method: str, scale: float, seed: int) -> Config:
-        """The configuration of one student."""
-        values = {f.name: getattr(self, f.name) for f in fields(Config)}
-        name = f"{self.name}/{compression}/seed {seed}, scale {scale:g}"
-        changes = {"name": name, "compression": compression, "seed": seed, "students": [method]}
-        return Config(**(values | changes | {"distillation_scale": scale}))
+    @property
+    def tested(self) -> list[str]:
+        """The qualities that all students are tested on."""
+        return list(dict.fromkeys(quality for condition in self.conditions for quality in condition.split("+")))
+
+    def factors(self, method: str) -> list[float]:
+        return [1.0] if method == "none" else self.scales
 
 
-# ------------------------------------------------------------------------------------------------------------ students
+# -------------------------------------------------------------------------------------------------------------- models
 
 
-@dataclass
-class Bench:
-    """What all students of one compression share."""
+@dataclass(frozen=True)
+class Model:
+    """One model of the study; ``tested``: it is to speak about the test split, too."""
 
-    config: StudyConfig
-    compression: str
-    splits: dict[str, Split]
-    teacher: nn.Module
-    accelerator: Accelerator
+    fold: int
+    method: str = TEACHER
+    condition: str = ""
+    scale: float = 1.0
+    tested: bool = True
 
-    def train(self, method: str, scale: float, seed: int) -> tuple[nn.Module, Config]:
-        """A trained student, or the finished one of an earlier start."""
-        config = self.config.student(self.compression, method, scale, seed)
-        config.folder.mkdir(parents=True, exist_ok=True)
-        student = new_student(config, self.teacher).requires_grad_(True)
-        log = Log(config.folder, self.accelerator.is_main_process)
-        student = fit(method, student, self.splits, config, self.accelerator, log, teacher=self.teacher).eval()
-        for checkpoint in (config.folder / method).glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        return student, config
+    def __str__(self) -> str:
+        if self.method == TEACHER:
+            return f"fold {self.fold}, teacher"
+        return f"fold {self.fold}, {self.condition}, {self.method}" + f" × {self.scale:g}" * (self.method != "none")
 
-    def validation_auc(self, method: str, scale: float) -> float:
-        _, config = self.train(method, scale, self.config.seed)
-        return json.loads((config.folder / method / "done.json").read_text())["best_auc"]
+    @property
+    def teacher(self) -> Model:
+        return Model(self.fold)
 
-    def choose_scale(self, method: str) -> tuple[float, dict[float, float]]:
-        """The factor with the best AUC on validation, and that of each."""
-        scales = [1.0] if method == "none" else self.config.scales
-        found = {scale: self.validation_auc(method, scale) for scale in scales}
-        return max(found, key=found.get), found
+    def options(self, config: StudyConfig) -> Config:
+        """The configuration of its training."""
+        changes: dict = {"seed": config.seed + self.fold, "fold": self.fold, "distillation_scale": self.scale}
+        if self.method == TEACHER:
+            changes |= {"name": f"{config.name}/fold {self.fold}", "qualities": config.tested, "students": ["none"]}
+        else:
+            folder = f"{config.name}/fold {self.fold}/{self.condition}/{self.method}, scale {self.scale:g}"
+            changes |= {"name": folder, "qualities": self.condition.split("+"), "students": [self.method]}
+        return Config(**({f.name: getattr(config, f.name) for f in fields(Config)} | changes))
 
-    def test(self, model: nn.Module, source: str, path: Path) -> metrics.Outcome:
-        """What a model says about the test split, asked once and kept in ``path``."""
+    def folder(self, config: StudyConfig) -> Path:
+        return self.options(config).folder / self.method
+
+    def tests(self, config: StudyConfig) -> dict[str, Path]:
+        """By quality, where what it said about the test split is kept."""
+        qualities = dict.fromkeys([*([RAW] if self.method == TEACHER else []), *config.tested])
+        return {quality: self.folder(config) / f"test-{quality}.npz" for quality in qualities}
+
+    def is_trained(self, config: StudyConfig) -> bool:
+        return (self.folder(config) / "done.json").exists()
+
+    def is_done(self, config: StudyConfig) -> bool:
+        tests = self.tests(config).values() if self.tested else ()
+        return self.is_trained(config) and all(path.exists() for path in tests)
+
+    def validation_auc(self, config: StudyConfig) -> float:
+        return json.loads((self.folder(config) / "done.json").read_text(encoding="utf-8"))["best_auc"]
+
+
+def make(config: StudyConfig, model: Model) -> None:
+    """Train a model, unless that is done, and test it, once per quality; on one thread, which settles its bits."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    options = model.options(config)
+    accelerator = new_accelerator(options)
+    splits = load_splits(replace(options, qualities=config.tested))
+    splits = {name: replace(split, learnt=tuple(options.learnt)) for name, split in splits.items()}
+    of_teacher = model.teacher.options(config)
+    teacher = new_model(of_teacher, config.teacher_model, accelerator.device)
+    if model.method == TEACHER:
+        check_distillers(config, teacher, config.students)
+        trained = fit(TEACHER, teacher, splits, options, accelerator, Log(options.folder, True))
+    else:
+        teacher = fit(TEACHER, teacher, splits, of_teacher, accelerator, Log(of_teacher.folder, False))
+        teacher = teacher.requires_grad_(False).eval()
+        student = new_student(options, teacher).requires_grad_(True)
+        log = Log(options.folder, True)
+        trained = fit(model.method, student, splits, options, accelerator, log, teacher=teacher)
+    for checkpoint in model.folder(config).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for quality, path in model.tests(config).items() if model.tested else ():
         if not path.exists():
-            outcome, _ = predict(model, self.splits["test"], self.config, self.accelerator, source)
-            write_whole(path, lambda target: target.write_bytes(outcome.scores.tobytes()))
-        split = self.splits["test"]
-        return metrics.Outcome(np.frombuffer(path.read_bytes()), split.labels, split.groups)
-
-    def outcomes(self, method: str, scale: float) -> list[metrics.Outcome]:
-        """The test outcomes of a method's students, one per seed."""
-        results = []
-        for seed in range(self.config.seed, self.config.seed + self.config.seeds):
-            student, config = self.train(method, scale, seed)
-            results.append(self.test(student, "compressed", config.folder / method / "test.scores"))
-        return results
+            outcome, _ = predict(trained.eval(), splits["test"], options, accelerator, quality)
+            _keep(path, outcome.scores, outcome.labels, splits["test"].photographs)
 
 
-# ---------------------------------------------------------------------------------------------------------- statistics
+def _keep(path: Path, scores: np.ndarray, labels: np.ndarray, photographs: np.ndarray) -> None:
+    def write(target: Path) -> None:
+        with target.open("wb") as file:
+            np.savez(file, scores=scores, labels=labels, photographs=photographs)
+
+    write_whole(path, write)
 
 
-@dataclass
-class Sample:
-    """AUC of one method: ``values`` ``(S,)`` per seed, ``resampled`` ``(S, R)`` on resampled test splits."""
-
-    values: np.ndarray
-    resampled: np.ndarray
-
-    @classmethod
-    def of(cls, outcomes: list[metrics.Outcome], resamples: int) -> Sample:
-        values = np.array([metrics.compute(outcome)["auc"] for outcome in outcomes])
-        return cls(values, np.stack([metrics.bootstrap(outcome, resamples)["auc"] for outcome in outcomes]))
-
-    def __sub__(self, other: Sample) -> Sample:
-        """Paired by seed and by resample; a single model is compared with every seed."""
-        return Sample(self.values - other.values, self.resampled - other.resampled)
-
-    def summary(self) -> dict[str, float | list[float]]:
-        """The mean and its 95 % interval.
-
-        Its variance is that of the mean over seeds plus that of the test split (by bootstrap of its sources), with
-        Student's t of the seeds' degrees of freedom; for a single model, that of the test split alone.
-        """
-        count = len(self.values)
-        variance = self.resampled.mean(0).var(ddof=1)
-        if count > 1:
-            variance += self.values.var(ddof=1) / count
-        quantile = student_t.ppf(0.975, count - 1 if count > 1 else np.inf)
-        mean, half = float(self.values.mean()), float(quantile * np.sqrt(variance))
-        return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": self.values.tolist()}
+# ------------------------------------------------------------------------------------------------------------ schedule
 
 
-def compare(samples: dict[str, Sample], against: list[str]) -> dict[str, dict[str, dict]]:
-    """``{method: {"auc": …, "minus <name>": …}}`` with a summary in each place."""
-    return {
-        method: {"auc": sample.summary()}
-        | {f"minus {name}": (sample - samples[name]).summary() for name in against if name != method}
-        for method, sample in samples.items()
-    }
+def trials(config: StudyConfig, condition: str, method: str) -> list[Model]:
+    """The students of which validation chooses the factor; none are tested."""
+    return [Model(0, method, condition, scale, tested=False) for scale in config.factors(method)]
 
 
-# -------------------------------------------------------------------------------------------------------------- report
+def chosen(config: StudyConfig, condition: str, method: str, lost: Collection[Model] = ()) -> float | None:
+    """The factor with the best AUC on validation; None while it is not known, as when all are lost."""
+    found = trials(config, condition, method)
+    if len(found) == 1:
+        return found[0].scale
+    if not all(model.is_trained(config) or model in lost for model in found):
+        return None
+    found = [model for model in found if model.is_trained(config)]
+    return max(found, key=lambda model: model.validation_auc(config)).scale if found else None
 
 
-def _cell(summary: dict | None, *, signed: bool = False) -> str:
-    return "–" if summary is None else page.span({"value": summary["mean"], **summary}, signed=signed)
+def wanted(config: StudyConfig, lost: Collection[Model]) -> Iterator[Model]:
+    """The models that are known to be needed, what others wait for first."""
+    yield from (Model(fold) for fold in range(config.folds))
+    students = [(condition, method) for condition in config.conditions for method in config.students]
+    for student in students:
+        if len(found := trials(config, *student)) > 1:
+            yield from found
+    for student in students:
+        if (scale := chosen(config, *student, lost)) is not None:
+            condition, method = student
+            yield from (Model(fold, method, condition, scale) for fold in range(config.folds))
 
 
-def table(results: dict) -> str:
-    """The results as Markdown, a table per compression."""
-    lines = []
-    for compression, found in results["compressions"].items():
-        references = found["references"]
-        lines += [
-            f"{compression}: {found['test_samples']} test frames, {results['config']['seeds']} students per method",
-            "",
-            "| method | scale | AUC | " + " | ".join(f"− {name}" for name in references) + " |",
-            "|---|---|---|" + "---|" * len(references),
-        ]
-        for method, row in found["methods"].items():
-            differences = [_cell(row.get(f"minus {name}"), signed=True) for name in references]
-            scale = found["scales"].get(method, {}).get("chosen")
-            cells = [method, "–" if scale is None else f"{scale:g}", _cell(row["auc"]), *differences]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def draw(theme: figures.Theme, results: dict) -> Figure:
-    """Left the AUC of every method and seed, right its difference to the first method; a row per compression."""
-    compressions = results["compressions"]
-    rows = max(len(found["methods"]) for found in compressions.values())
-    figure, axes = plt.subplots(
-        len(compressions), 2, figsize=(10, (0.36 * rows + 1.1) * len(compressions)), squeeze=False, sharey="row"
-    )
-    for (compression, found), (left, right) in zip(compressions.items(), axes, strict=True):
-        base = next(iter(found["references"]))
-        for y, (method, row) in enumerate(found["methods"].items()):
-            color = theme.color(method if method in ("add", base) else "other")
-            for axis, summary in ((left, row["auc"]), (right, row.get(f"minus {base}"))):
-                if summary is not None:
-                    axis.hlines(y, summary["low"], summary["high"], color=color, linewidth=5, alpha=0.35)
-                    axis.plot(summary["seeds"], [y] * len(summary["seeds"]), "|", color=color, markersize=9)
-                    axis.plot(summary["mean"], y, "o", color=color, markersize=6)
-        left.set(title=f"AUC on {compression}, a mark per seed", yticks=range(len(found["methods"])))
-        left.set_yticklabels(found["methods"])
-        left.invert_yaxis()
-        right.set(title=f"difference to {base}, and its 95 % interval")
-        right.axvline(0, color=theme.values["muted"], linewidth=1)
-    return figure
+def ready(config: StudyConfig, lost: Collection[Model]) -> Iterator[Model]:
+    """The models that are not done and whose teacher is trained."""
+    for model in wanted(config, lost):
+        if (model.method == TEACHER or model.teacher.is_trained(config)) and not model.is_done(config):
+            yield model
 
 
 # --------------------------------------------------------------------------------------------------------------- study
@@ -245,66 +233,118 @@ def open_study(config: StudyConfig) -> None:
     saved = config.folder / "study.yaml"
     if saved.exists():
         before, now = asdict(load(saved, StudyConfig)), asdict(config)
-        if changed := [key for key in now if key not in (*GROWING, "resume") and now[key] != before[key]]:
+        if changed := [key for key in now if key not in GROWING and now[key] != before[key]]:
             raise ValueError(f"name: the study {config.folder} was started with other values of {', '.join(changed)}")
     config.folder.mkdir(parents=True, exist_ok=True)
     write_text(saved, config.to_yaml())
 
 
-def shared_teacher(config: StudyConfig, splits: dict[str, Split], accelerator: Accelerator) -> Detector:
-    given = given_teacher(config, accelerator.device)
-    teacher = given or new_model(config, config.teacher_model, accelerator.device)
-    check_distillers(config, teacher, config.students)
-    if given is None:
-        teacher = fit("teacher", teacher, splits, config, accelerator, Log(config.folder, accelerator.is_main_process))
-    return teacher.requires_grad_(False).eval()
+def collect(config: StudyConfig) -> dict:
+    """The results so far, as results.json holds them."""
+    tested, scales, singles = [], {}, {}
 
+    def values(models: list[Model], quality: str) -> folds.Values:
+        found = {}
+        for model in models:
+            if (path := model.tests(config)[quality]).exists():
+                names = embedded_spec(model.options(config)).photographs("test")
+                with np.load(path) as said:
+                    for number, auc in folds.photograph_aucs(**said).items():
+                        found[model.fold, Path(names[number]).stem] = auc
+        return found
 
-def study(config: StudyConfig, say: Callable[[str], None] = print) -> dict:
-    """Run or continue the study; returns what results.json holds."""
-    keep_freed_memory()
-    open_study(config)
-    accelerator = new_accelerator(config)
-    results: dict = {"config": asdict(config), "compressions": {}}
-    for compression in config.compressions:
-        splits = load_splits(replace(config, compression=compression))
-        bench = Bench(config, compression, splits, shared_teacher(config, splits, accelerator), accelerator)
-        folder = config.folder / compression
-        folder.mkdir(exist_ok=True)
-        teacher = {
-            f"teacher on {kind}": [bench.test(bench.teacher, source, folder / f"teacher-{kind}.scores")]
-            for kind, source in (("raw", "raw"), (compression, "compressed"))
-        }
-        samples = {name: Sample.of(outcomes, config.bootstrap) for name, outcomes in teacher.items()}
-        scales = {}
+    teachers = [Model(fold) for fold in range(config.folds)]
+    tested += [folds.Tested(RAW, TEACHER, quality, values(teachers, quality)) for quality in teachers[0].tests(config)]
+    for condition in config.conditions:
+        scales[condition], validation = {}, {}
         for method in config.students:
-            chosen, found = bench.choose_scale(method)
-            scales[method] = {"chosen": chosen, "validation": found}
-            samples[method] = Sample.of(bench.outcomes(method, chosen), config.bootstrap)
-            say(f"{compression} {method}, scale {chosen:g}: AUC {_cell(samples[method].summary())}")
-            references = [config.students[0], f"teacher on {compression}"]
-            results["compressions"][compression] = {
-                "test_samples": len(splits["test"]),
-                "references": references,
-                "scales": scales,
-                "methods": compare(samples, references),
-            }
-            write(config.folder, results)  # what is interrupted has a table
-    return results
+            models = [model for model in trials(config, condition, method) if model.is_trained(config)]
+            validated = {model.scale: model.validation_auc(config) for model in models}
+            scale = chosen(config, condition, method, [m for m in trials(config, condition, method) if m not in models])
+            scales[condition][method] = {"chosen": scale, "validation": validated}
+            if scale is None:
+                continue
+            models = [Model(fold, method, condition, scale) for fold in range(config.folds)]
+            tested += [folds.Tested(condition, method, quality, values(models, quality)) for quality in config.tested]
+            if method != config.students[0] and not method.startswith("add"):
+                done = {m.fold: m.validation_auc(config) for m in models if m.is_trained(config)}
+                validation |= {method: done} if done else {}
+        singles[condition] = folds.best(validation)
+    lines = folds.compare([one for one in tested if one.values], config.students[0], singles)
+    return {"config": asdict(config), "scales": scales, "best_single": singles, "lines": lines}
 
 
-def write(folder: Path, results: dict) -> None:
-    """results.json, table.md, and the picture in light and dark."""
-    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
-    write_text(folder / "table.md", table(results))
-    first = next(iter(results["compressions"].values()))
-    shades = [first["references"][0], "add", "other"]
-    for theme, png in figures.render(lambda theme: draw(theme, results), shades).items():
-        (folder / f"study{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+def write(config: StudyConfig) -> str:
+    """results.json, table.md, and the picture in light and dark; returns the table."""
+    results, base = collect(config), config.students[0]
+    scales = {
+        condition: {method: found["chosen"] for method, found in of.items()}
+        for condition, of in results["scales"].items()
+    }
+    text = f"{about(config, results)}\n\n{folds.table(results['lines'], scales, base)}"
+    write_text(config.folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
+    write_text(config.folder / "table.md", text)
+    if any(line["method"] != TEACHER for line in results["lines"]):
+        for theme, png in folds.pictures(results["lines"], base).items():
+            (config.folder / f"study{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+    return text
+
+
+def about(config: StudyConfig, results: dict) -> str:
+    """What the numbers of the table are, in Markdown."""
+    photographs = len(embedded.FOLDED)
+    frames = config.folds * config.test_clips // photographs
+    singles = [f"{name} ({condition})" for condition, name in results["best_single"].items() if name]
+    text = (
+        f"{photographs} photographs in {config.folds} folds, each tested once, on about {frames} frames; a fold has "
+        f"a teacher ({config.teacher_model}), students ({config.student_model}, {config.image_size} px, "
+        f"{config.epochs} epochs) and a seed of its own, on {config.train_clips} clips of the others. Mean of the "
+        "photographs’ AUC [95 % interval; its variance the larger of those between photographs and between folds]. "
+        "**Bold**: differs from 0, p < 0.05 after Holm’s correction for the methods of a column."
+    )
+    if len(config.scales) > 1:
+        factors = ", ".join(f"{scale:g}" for scale in config.scales)
+        text += f" Factor: of {factors} the best on the validation photographs."
+    return text + (f" Best single method on validation: {', '.join(singles)}." if singles else "")
+
+
+def study(config: StudyConfig, say: Callable[[str], None] = print) -> None:
+    """Run or continue the study.
+
+    Raises:
+        Stopped: models were lost; the others are done, and the table is written.
+    """
+    open_study(config)
+    for fold in range(config.folds):
+        embedded.build(embedded_spec(Model(fold).options(config)), config.cache)
+    os.environ.setdefault("TQDM_MININTERVAL", "30")  # of the processes, whose bars go to files
+    tries = [len(config.factors(method)) for method in config.students]
+    total = config.folds + len(config.conditions) * sum((count > 1) * count + config.folds for count in tries)
+    done = sum(model.is_done(config) for model in wanted(config, ()))
+
+    def finished(model: Model, reason: str, seconds: float) -> None:
+        nonlocal done
+        done += not reason
+        what = f"lost: {reason}" if reason else f"AUC on validation {model.validation_auc(config):.3f}"
+        say(f"[{done}/{total}] {model}: {what} ({seconds:.0f} s)")
+        write(config)  # what is interrupted has a table
+
+    lost = side_by_side(
+        partial(make, config),
+        partial(ready, config),
+        lambda model: model.folder(config) / "output.txt",
+        finished,
+        width=config.parallel or (1 if torch.accelerator.is_available() else usable_cores()),
+        preload="training.study",
+    )
+    say(write(config))
+    if lost:
+        which = "; ".join(f"{model}: {reason}" for model, reason in lost.items())
+        raise Stopped(f"{len(lost)} of the models could not be trained; the same command tries them again: {which}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(lambda config: print(table(study(config))), StudyConfig, "study.py", argv, default=DEFAULT)
+    return run(study, StudyConfig, "study.py", argv, default=DEFAULT)
 
 
 if __name__ == "__main__":
