@@ -7,6 +7,7 @@ operator and answers for its own device type, unless ``use_backend`` or ``ADD_OP
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import one_of
 
@@ -27,7 +29,13 @@ _references: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {}
 _missing: dict[str, str] = {"cpp": "no kernels in this version", "triton": "no kernels in this version"}
 _hindrances: dict[str, Callable[[], str | None]] = {}
+_failed: dict[str, str] = {}
+_answered: dict[str, tuple[str, str]] = {}
 _chosen = one_of("ADD_OPS_BACKEND", os.environ.get("ADD_OPS_BACKEND", "auto"), BACKENDS)
+
+
+class LaunchError(RuntimeError):
+    """A kernel could not be compiled or launched, and has computed nothing."""
 
 
 def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -39,12 +47,17 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     _references[name] = reference
 
     def run(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # torch.func's tangents cannot be seen from here, and would be lost
+            raise NotImplementedError(
+                f"add_ops::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize; forward_ad), and"
+                " is refused inside of one; use reverse mode, torch.autograd.grad or backward"
+            )
         device = next(argument for argument in args if isinstance(argument, Tensor)).device.type
         kernel = _select(name, device, args)
         if not torch.is_autocast_enabled(device):  # entering the context costs as much as a small map
-            return kernel(*args)
+            return _call(name, kernel, args)
         with torch.autocast(device, enabled=False):
-            return kernel(*args)
+            return _call(name, kernel, args)
 
     library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     library.impl(name, run, "CompositeExplicitAutograd")
@@ -90,23 +103,39 @@ def load(backend: str, module: str) -> None:
 def _select(name: str, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     backend = AUTO.get(device, "reference") if _chosen == "auto" else _chosen
     if backend == "reference":
+        _answered[name] = backend, ""
         return _references[name]
     if (name, backend) in _kernels:
         kernel, unsupported = _kernels[name, backend]
-        reason = unsupported(*args)
+        reason = (_chosen == "auto" and _failed.get(name)) or unsupported(*args)
         if reason is None:
+            _answered[name] = backend, ""
             return kernel
     else:
         reason = _missing.get(backend, "not implemented")
     if _chosen == "auto":
+        _answered[name] = "reference", reason
         return _references[name]
     raise RuntimeError(f"backend {backend!r} was asked for but cannot run add_ops::{name} here: {reason}")
 
 
-def answers(device: str) -> dict[str, str]:
-    """The backend that answers first for each operator on ``device`` (``"cpu"``, ``"cuda"``, …) as things stand."""
-    backend = AUTO.get(device, "reference") if _chosen == "auto" else _chosen
-    return {name: backend if (name, backend) in _kernels else "reference" for name in _references}
+def _call(name: str, kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return kernel(*args)
+    except LaunchError as error:
+        if _chosen != "auto":
+            raise
+        _failed[name] = str(error)
+        _answered[name] = "reference", str(error)
+        warnings.warn(
+            f"add_ops::{name} is answered by the reference from now on: {error}", RuntimeWarning, stacklevel=2
+        )
+        return _references[name](*args)
+
+
+def answered(name: str) -> tuple[str, str]:
+    """Who answered the operator ``name`` last; and, of the reference under "auto", why no kernel did, or ``""``."""
+    return _answered.get(name, ("reference", ""))
 
 
 def chosen() -> str:

@@ -5,7 +5,10 @@ The kernels run on CUDA tensors; under ``TRITON_INTERPRET=1`` Triton's interpret
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
+from functools import cache
+from shutil import which
 from typing import Any
 
 import torch
@@ -20,36 +23,63 @@ OPTIONS = {"enable_fp_fusion": True}
 """Of a launch that says nothing else: a product and a sum may become one instruction, whatever Triton's default is."""
 
 
+OLDEST = 80
+"""The compute capability from which on tensor cores multiply tf32 and bfloat16."""
+
+
+@cache
 def unavailable() -> str | None:
     """The reason why no Triton kernel can run on this machine as it stands, or None."""
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED:
         return None
-    return "no CUDA device (with TRITON_INTERPRET=1 the kernels run, slowly, on the CPU)"
+    if torch.version.hip:
+        return "the kernels are for CUDA, and this torch is for ROCm"
+    if not torch.cuda.is_available():
+        return "no CUDA device (with TRITON_INTERPRET=1 the kernels run, slowly, on the CPU)"
+    if not (os.environ.get("CC") or which("gcc") or which("clang") or triton.knobs.build.impl):
+        return "Triton's launcher needs a C compiler: gcc or clang on the PATH, or the variable CC"
+    return None
 
 
 def not_on_gpu(*args: Any) -> str | None:
     """The reason why the Triton kernels cannot take these arguments, or None where they can."""
-    devices = {argument.device.type for argument in args if isinstance(argument, Tensor)}
-    wanted = devices <= {"cpu"} if INTERPRETED else devices <= {"cuda"}
-    if wanted:
-        return None
-    return f"it runs on CUDA tensors, and a tensor is on {sorted(devices - {'cuda'} or devices)[0]}"
+    devices = {argument.device for argument in args if isinstance(argument, Tensor)}
+    types = {device.type for device in devices}
+    if not types <= {"cpu" if INTERPRETED else "cuda"}:
+        return f"it runs on CUDA tensors, and a tensor is on {sorted(types - {'cuda'} or types)[0]}"
+    for device in devices:
+        if (found := limits(device)[0]) < OLDEST:
+            return f"it needs a GPU of compute capability {OLDEST / 10}, and {device} has {found / 10}"
+    return unavailable()
 
 
-def capability(device: torch.device) -> int:
-    """The compute capability of a CUDA device, such as 90; an H100's where there is none."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    return 10 * major + minor
+@cache
+def limits(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability, such as 90, and the bytes of shared memory that one program can have.
+
+    Where there is no GPU, an H100's.
+    """
+    if device.type != "cuda":
+        return 90, 227 * 1024
+    found = torch.cuda.get_device_properties(device)
+    return 10 * found.major + found.minor, found.shared_memory_per_block_optin
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Run ``kernel[grid](*args, **options)`` on the device of its tensors and that device's current stream.
 
+    A kernel that does not compile or start raises ``LaunchError``: under "auto" the reference then answers.
     Every launch of the package goes through here; the ahead-of-time check records them by replacing this function.
     """
     device = next(argument for argument in args if isinstance(argument, Tensor)).device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*args, **OPTIONS | options)
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[grid](*args, **OPTIONS | options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the compiler and the driver die of
+        reason = f"{kernel.__name__} does not compile or start on {device}: {type(error).__name__}: {error}"
+        raise _dispatch.LaunchError(reason) from error
 
 
 @triton.jit

@@ -34,6 +34,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from add_ops import _dispatch, _triton
+from add_ops.frequency_attention.triton_kernels import _configuration
 from benchmarks.entry import MAPS, POINTS, Maps, Points, Shape
 
 BATCH, VIEWS, PROJECTIONS = 144, 12, 64
@@ -42,8 +43,10 @@ REGISTERS, CPU_SECONDS = 2**16, 30
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that one program can have, by architecture."""
 ROOMS = ("frequency_attention", "multi_view", "sliced_wasserstein")
-SIDES = tuple(Maps(16, 64, *sides) for sides in ((128, 128), (127, 127), (97, 65), (72, 40), (1, 128), (127, 3)))
-"""Large maps, for the spectral distance: folded and not, along one side and both."""
+SIDES = tuple(
+    Maps(16, 64, *sides) for sides in ((64, 64), (37, 37), (48, 48), (17, 31), (40, 20), (3, 37), (64, 9), (5, 6))
+)
+"""More maps for the spectral distance: other sides, equal and not."""
 DISTANCES = ("l2", "cosine", "gaussian")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -120,6 +123,7 @@ class Compiler:
         self.launches: Counter[str] = Counter()
         self.seen: set[tuple[int, str]] = set()
         self.refused: list[str] = []
+        self.shared: dict[str, tuple[int, int]] = {}  # by launcher, of its first kernel: bytes and stages
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         self.launches[self.launcher] += 1
@@ -132,6 +136,7 @@ class Compiler:
             self.refused.append(f"{line} does not compile")
             return
         seconds = cpu_seconds() - start
+        self.shared.setdefault(self.launcher, (compiled.metadata.shared, compiled.metadata.num_stages))
         if (self.capability, compiled.hash) in self.seen:
             return
         self.seen.add((self.capability, compiled.hash))
@@ -173,7 +178,9 @@ def covering_cases() -> list[Case]:
         for (i, shape), (j, capability) in product(enumerate(shapes), enumerate(SHARED)):
             dtype, layout = DTYPES[(i + 2 * j) % 3], LAYOUTS[(i // 2 + j) % 2]
             if spectra or (i + j + i // 3) % 3 == 0:
-                cases.append(Case(room, shape, dtype, layout, capability, DISTANCES[(i + j) % 3] if spectra else "l2"))
+                large = spectra and max(shape[2:4]) > 32  # whose cosine is the reference's
+                distances = DISTANCES[::2] if large else DISTANCES if spectra else DISTANCES[:1]
+                cases.append(Case(room, shape, dtype, layout, capability, distances[(i + j) % len(distances)]))
     return cases
 
 
@@ -182,17 +189,31 @@ def launch(case: Case, compiler: Compiler) -> None:
 
     def run(name: str, *args: Any) -> Any:
         compiler.launcher = name
+        compiler.shared.pop(name, None)
         return _dispatch._kernels[name, "triton"][0](*args)
 
     def features() -> Tensor:
         return torch.empty(BATCH, *case.shape[1:4], dtype=case.dtype, device="meta", memory_format=case.layout)
 
     compiler.capability = case.capability
-    _triton.capability = lambda device: case.capability
+    _triton.limits = lambda device: (case.capability, SHARED[case.capability])
     if case.room == "frequency_attention":
         student, teacher = features(), features()
-        out = run("spectral_distance", student, teacher, case.distance, 1.0, "forward")
-        run("spectral_distance_backward", out, student, teacher, case.distance, 1.0, "forward")
+        grad = torch.empty(BATCH, *case.shape[2:4], device="meta")
+        for name, args in (("spectral_distance", ()), ("spectral_distance_backward", (grad,))):
+            problem = (*case.shape[2:4], case.distance, bool(args), case.capability)
+            chosen = _configuration(*problem, SHARED[case.capability])
+            if isinstance(chosen, str):
+                print(f"sm_{case.capability} {name}: the reference, {case.distance}: {chosen}")
+                continue
+            run(name, *args, student, teacher, case.distance, 1.0, "forward")
+            if name in compiler.shared:  # with a byte less than it takes, a kernel must not be chosen
+                shared, stages = compiler.shared[name]
+                other = _configuration(*problem, shared - 1)
+                if not isinstance(other, str) and other["num_stages"] >= stages:
+                    compiler.refused.append(
+                        f"sm_{case.capability} {name} of {case} takes {shared} bytes, more than said"
+                    )
     elif case.room == "multi_view":
         student, views = features(), torch.empty(VIEWS, 3, device="meta")
         out, energy = run("view_histogram", student, views, case.shape.channels // 2, "index")

@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import add_ops
 from add_ops import _dispatch
@@ -90,6 +92,7 @@ def test_triton_without_a_gpu_says_why():
 def test_the_self_test_does_not_hide_an_error():
     code = """
 import sys
+import warnings
 from add_ops import __main__, _dispatch
 def broken(points, projections):
     raise RuntimeError("illegal memory access")
@@ -103,6 +106,7 @@ sys.exit(__main__.main())
 def test_the_self_test_notices_a_wrong_kernel():
     code = """
 import sys
+import warnings
 from add_ops import __main__, _dispatch
 from add_ops.sliced_wasserstein import reference as r
 def doubled(points, projections):
@@ -125,3 +129,59 @@ def test_importing_needs_neither_triton_nor_a_compiler():
     code += "print(add_ops.frequency_attention_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item())"
     done = run(["-c", code], ADD_OPS_BACKEND="auto")
     assert done.returncode == 0 and float(done.stdout) == pytest.approx(torch.e), done.stderr
+
+
+def test_a_kernel_that_does_not_start_is_answered_by_the_reference_with_one_warning(scratch_operator):
+    calls = []
+
+    def broken(x):
+        calls.append(x)
+        raise _dispatch.LaunchError("no such kernel image")
+
+    _dispatch.implement("scratch", "cpp", broken)
+    zero = torch.zeros(())
+    with add_ops.use_backend("cpp"), pytest.raises(_dispatch.LaunchError, match="no such kernel image"):
+        scratch_operator(zero)
+    try:
+        with pytest.warns(
+            RuntimeWarning, match="scratch is answered by the reference from now on: no such kernel image"
+        ):
+            assert scratch_operator(zero) == 1
+        with warnings.catch_warnings(action="error"):
+            assert scratch_operator(zero) == 1 and len(calls) == 2  # it is not tried again
+        assert _dispatch.answered("scratch") == ("reference", "no such kernel image")
+    finally:
+        _dispatch._failed.clear()
+
+
+def test_who_answered_and_why(scratch_operator):
+    for value, answered in ((0.0, ("cpp", "")), (-1.0, ("reference", "x is negative"))):
+        scratch_operator(torch.tensor(value))
+        assert _dispatch.answered("scratch") == answered
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_forward_mode_is_refused_by_name(name):
+    x, ones = torch.randn(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    teacher, views, theta = torch.randn(2, 3, 4, 4), add_ops.sample_views(2), add_ops.sample_projections(3, 2)
+
+    def by_hand(primitive):
+        with forward_ad.dual_level():
+            return primitive(forward_ad.make_dual(x, ones))
+
+    primitives = {
+        "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher),
+        "view_histogram": lambda x: torch.ops.add_ops.view_histogram(x, views, 2, "index")[0],
+        "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, theta)[0],
+    }
+    ways = (
+        by_hand,
+        lambda primitive: torch.func.jvp(primitive, (x,), (ones,)),
+        lambda primitive: torch.func.jacfwd(primitive)(x),
+    )
+    with add_ops.use_backend(name):
+        for operator, primitive in primitives.items():
+            for way in ways:
+                with pytest.raises(NotImplementedError, match=f"add_ops::{operator} has no forward-mode derivative"):
+                    way(primitive)
+            assert primitive(x).isfinite().all()  # outside of it, all is as before

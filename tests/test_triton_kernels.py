@@ -1,5 +1,7 @@
 """The Triton kernels beyond what every backend must show: float32 at awkward sizes, and what only a GPU can show.
 
+Those of the spectral distance have a file of their own, ``test_triton_spectrum.py``.
+
 Without a GPU they run in Triton's interpreter, which shows indexing and algebra only; ``ahead_of_time.py`` compiles
 them. Tests marked ``gpu`` need a CUDA device.
 """
@@ -30,7 +32,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _triton():
+def on_triton():
     with add_ops.use_backend("triton"):
         yield
 
@@ -60,86 +62,11 @@ def check(primitive, x, upstream, tolerance=ERROR):
         assert relative_error(one, other) <= (tolerance if one.dtype == torch.float32 else TOLERANCE[one.dtype])
 
 
+def same_bits(results, others):
+    return all(torch.equal(one, other) for one, other in zip(results, others, strict=True))
+
+
 # --- without a GPU, too ---
-
-MAPS = [(1, 1, 1, 2), (2, 1, 2, 1), (2, 33, 4, 4), (3, 65, 7, 5), (1, 17, 8, 8), (2, 5, 3, 37), (2, 19, 16, 16)]
-LARGER_MAPS = [(1, 6, 13, 29), (1, 9, 32, 32), (1, 3, 31, 31), (1, 2, 56, 28), (1, 2, 34, 38)]
-SIDES = [(56, 56), (127, 3), (3, 97), (1, 128), (72, 40), (128, 128), (97, 65)]
-"""Folded along both sides, one or none. The interpreter takes long for the last ones: one distance, or nothing."""
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
-@pytest.mark.parametrize("shape", MAPS, ids=str)
-def test_spectral_distance_at_awkward_sizes(shape, layout):
-    student, teacher = torch.randn(2, *shape, device=DEVICE)
-    weights = 10 ** (6 * torch.rand(shape[0], *shape[2:], device=DEVICE))  # as large as exp(gamma m) becomes
-    teacher = layouts(teacher)[layout]
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), layouts(student)[layout], weights)
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("shape", LARGER_MAPS, ids=str)
-def test_spectral_distances_at_larger_sizes(shape, distance):
-    student, teacher = (layouts(x)["channels_last"] for x in torch.randn(2, *shape, device=DEVICE))
-    upstream = torch.randn(shape[0], *shape[2:], device=DEVICE)
-    # Where a coefficient of the cosine is small, 1/|F| amplifies the rounding of all of them.
-    tolerance = 1e-4 if distance == "cosine" else ERROR
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
-    check(lambda x: add_ops.spectral_distance(student.to(x.dtype), x, distance, 0.1), teacher, upstream, tolerance)
-
-
-@pytest.mark.parametrize("sides", SIDES, ids=str)
-def test_spectral_distance_at_large_sides(sides):
-    if not ON_GPU and sides == (97, 65):
-        pytest.skip("takes the interpreter a quarter of a minute; (127, 3) and (3, 97) go the same way")
-    many = ON_GPU or sides not in SIDES[-3:]
-    shape = (2, 37, *sides) if ON_GPU else (1, 2 if many else 1, *sides)
-    student, teacher = torch.randn(2, *shape, device=DEVICE)
-    upstream = torch.randn(shape[0], *sides, device=DEVICE)
-    for distance in DISTANCES if many else ("gaussian",):
-        tolerance = 1e-4 if distance == "cosine" else ERROR
-        for layout in ("channels_last", "transposed", "sliced") if ON_GPU else ("transposed",):
-            x, y = layouts(student)[layout], layouts(teacher)["channels_last"]
-            distances = partial(add_ops.spectral_distance, distance=distance, sigma=0.1)
-            check(lambda x, y=y, d=distances: d(x, y.to(x.dtype)), x, upstream, tolerance)
-
-
-@pytest.mark.parametrize("capability", [80, 100])
-@pytest.mark.parametrize("shape", [(1, 66, 7, 8), (1, 5, 36, 34)], ids=str)
-def test_the_blocks_of_other_architectures(shape, capability, monkeypatch):
-    monkeypatch.setattr(add_ops._triton, "capability", lambda device: capability)
-    student, teacher = torch.randn(2, *shape, device=DEVICE)
-    upstream = torch.randn(1, *shape[2:], device=DEVICE)
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), student, upstream)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sides", SIDES if ON_GPU else [(36, 5)], ids=str)
-def test_every_dtype_at_large_sides(sides, dtype):
-    student, teacher = torch.randn(2, 2, 3, *sides, device=DEVICE, dtype=torch.float64).to(dtype)
-    upstream = torch.randn(2, *sides, device=DEVICE)
-    for distance in DISTANCES:
-        with add_ops.use_backend("reference"):
-            wanted = values_and_gradient(
-                lambda x, d=distance: add_ops.spectral_distance(x, teacher.double(), d), student.double(), upstream
-            )
-        found = values_and_gradient(lambda x, d=distance: add_ops.spectral_distance(x, teacher, d), student, upstream)
-        for one, other in zip(found, wanted, strict=True):
-            assert relative_error(one, other) <= max(TOLERANCE[one.dtype], 2e-5 if one.dtype == torch.float32 else 0)
-
-
-def test_float64_goes_to_the_reference():
-    student, teacher = torch.randn(2, 2, 3, 6, 5, device=DEVICE, dtype=torch.float64)
-    primitive, upstream = (lambda x: add_ops.spectral_distance(x, teacher)), torch.randn(2, 6, 5, device=DEVICE)
-    found = values_and_gradient(primitive, student, upstream)
-    with add_ops.use_backend("reference"):
-        assert same_bits(found, values_and_gradient(primitive, student, upstream))
-
-
-def test_sides_out_of_reach_are_named():
-    x = torch.randn(1, 1, 129, 2, device=DEVICE)
-    with pytest.raises(RuntimeError, match="a side of 129×2 is longer than 128"):
-        add_ops.spectral_distance(x, x)
 
 
 @pytest.mark.parametrize("coordinates", ["index", "unit"])
@@ -285,10 +212,6 @@ def run(primitive, x):
     return values.detach(), torch.autograd.grad(values.square().sum(), x)[0]
 
 
-def same_bits(results, others):
-    return all(torch.equal(one, other) for one, other in zip(results, others, strict=True))
-
-
 @gpu
 @pytest.mark.filterwarnings("ignore:Input #0 requires gradient")  # of float32, which is what the kernels take
 @pytest.mark.parametrize("name", NAMES)
@@ -304,6 +227,8 @@ def test_gradcheck_in_float32(name):
 @pytest.mark.parametrize("size", [8, 16, 20, 40], ids=["HW 64", "HW 256", "HW 400", "HW 1600"])
 def test_the_same_bits_ten_times(name, size):
     primitive, x = primitives((6, 32, size, size))[name]
+    if "cosine" in name and size > 32:
+        pytest.skip("is the reference's")
     first = run(primitive, x)
     assert all(same_bits(run(primitive, x), first) for _ in range(10))
 
@@ -313,6 +238,8 @@ def test_the_same_bits_ten_times(name, size):
 @pytest.mark.parametrize("size", [8, 20, 40], ids=["HW 64", "HW 400", "HW 1600"])
 def test_cuda_graphs_replay_on_new_input(name, size):
     primitive, x = primitives((6, 32, size, size))[name]
+    if "cosine" in name and size > 32:
+        pytest.skip("is the reference's")
     other = torch.randn_like(x)
     expected = run(primitive, other)
     static, graph, stream = x.clone(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -379,7 +306,7 @@ def test_tensors_on_another_device_than_the_current_one(name):
 
 @gpu
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-@pytest.mark.parametrize("side", [4, 8, 16, 31, 32, 56, 65, 128])
+@pytest.mark.parametrize("side", [4, 8, 16, 31, 32, 37, 56, 64])
 def test_tensor_cores_keep_the_precision_of_float32(side, scale):
     student, teacher = scale * torch.randn(2, 4, 256, side, side, device="cuda")
     weights = 10 ** (6 * torch.rand(4, side, side, device="cuda"))

@@ -7,7 +7,8 @@ distance of each channel and frequency is
     cosine    1 - Re(F_S conj F_T) / (|F_S| |F_T|), and 1 where either coefficient is 0
     gaussian  1 - exp(-|D|^2 / (2 sigma^2))
 
-Gradients use the convention G = dL/dRe(F_S) + i dL/dIm(F_S), so that dL/dstudent = Re(F^H G).
+Gradients use the convention G = dL/dRe(F_S) + i dL/dIm(F_S), so that dL/dstudent = Re(F^H G). Real images need half of
+their spectra, v <= W/2: the other half is its conjugate, and has the same distances.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .._checks import accumulation
 
-# ifft2 under this norm is the adjoint F^H of fft2 under the other.
+# irfft2 under this norm is the adjoint F^H of fft2 under the other, for a G of real images.
 ADJOINT_NORM = {"forward": "backward", "backward": "forward", "ortho": "ortho"}
 
 
@@ -32,15 +33,21 @@ def _cosine(direction_s: Tensor, direction_t: Tensor) -> Tensor:
 
 def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
     """Channel mean of the spectral distance: two (B, C, H, W) -> (B, H, W)."""
-    dtype = accumulation(student, teacher)
+    dtype, width = accumulation(student, teacher), student.shape[3]
     if student.shape[0] == 0:
         return student.new_zeros((0, *student.shape[2:]), dtype=dtype)
     if distance == "cosine":
         # torch.sgn is z / |z|, and 0 at 0: the product neither underflows nor divides by zero.
-        direction_s, direction_t = (torch.fft.fft2(x.to(dtype), norm=norm).sgn() for x in (student, teacher))
-        return (1 - _cosine(direction_s, direction_t)).mean(1)
-    power = _power(torch.fft.fft2(student.to(dtype) - teacher.to(dtype), norm=norm))
-    return (power if distance == "l2" else -torch.expm1(-power / (2 * sigma**2))).mean(1)
+        direction_s, direction_t = (torch.fft.rfft2(x.to(dtype), norm=norm).sgn() for x in (student, teacher))
+        half = (1 - _cosine(direction_s, direction_t)).mean(1)
+    else:
+        spectrum = torch.fft.rfft2(student.to(dtype) - teacher.to(dtype), norm=norm)
+        if distance == "l2":
+            half = torch.view_as_real(spectrum).square().mean(1).sum(3)
+        else:
+            half = -torch.expm1(-_power(spectrum) / (2 * sigma**2)).mean(1)
+    mirrored = half[:, :, 1 : width - width // 2].flip(1, 2).roll(1, 1)  # d(-u, -v) = d(u, v)
+    return torch.cat((half, mirrored), 2)
 
 
 def spectral_distance_backward(
@@ -51,17 +58,20 @@ def spectral_distance_backward(
     if student.shape[0] == 0:
         return out
     dtype = accumulation(student, teacher)
-    grad = grad.to(dtype)[:, None] / student.shape[1]  # dL/dd, the same for every channel
+    # dL/dd of half the spectrum, the same for every channel: made symmetric, it gives a G of real images.
+    grad = grad.to(dtype)
+    grad = (grad + grad.flip(1, 2).roll((1, 1), (1, 2)))[:, None, :, : student.shape[3] // 2 + 1]
+    grad = grad / (2 * student.shape[1])
     if distance == "cosine":
-        spectrum, spectrum_t = (torch.fft.fft2(x.to(dtype), norm=norm) for x in (student, teacher))
+        spectrum, spectrum_t = (torch.fft.rfft2(x.to(dtype), norm=norm) for x in (student, teacher))
         direction_s, direction_t = spectrum.sgn(), spectrum_t.sgn()
         length = spectrum.abs()
         scale = torch.where((length > 0) & (direction_t != 0), -grad / length, 0)
         gradient = scale * (direction_t - _cosine(direction_s, direction_t) * direction_s)
     else:
-        gradient = torch.fft.fft2(student.to(dtype) - teacher.to(dtype), norm=norm)
+        gradient = torch.fft.rfft2(student.to(dtype) - teacher.to(dtype), norm=norm)
         if distance == "l2":
             gradient *= 2 * grad
         else:
             gradient *= grad * torch.exp(-_power(gradient) / (2 * sigma**2)) / sigma**2
-    return out.copy_(torch.fft.ifft2(gradient, norm=ADJOINT_NORM[norm]).real)
+    return out.copy_(torch.fft.irfft2(gradient, s=student.shape[2:], norm=ADJOINT_NORM[norm]))

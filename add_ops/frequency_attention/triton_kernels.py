@@ -1,17 +1,10 @@
-"""The spectral distance on the GPU, by matrix products that tensor cores take: kernels, and their launchers.
-
-No spectrum is stored, and no complex arithmetic is needed: ``triton_plan.py`` says what slots and classes are,
-``triton_spectrum.py`` how they are computed. The slots are computed in *chunks* whose factors fit the registers.
-
-Work per pixel of a folded map, P the padded half of a side of N: 4·P·(P/N)²·4 flop forward in one chunk per class,
-three times that in tf32 halves, and twice again backward. At 56 (P = 32) that is 501 and 1003 flop; dense products take
-1003 and 2006. A thread of sm_90 takes 18 instructions per pixel forward and 34 backward at 32². (Counted, the
-latter in the machine code of "l2" in float32; no GPU has run this yet.)
-"""
+"""The spectral distance on the GPU: kernels, and their launchers. The README here derives it and has the words."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from operator import mul
 from typing import Any
 
 import torch
@@ -22,259 +15,170 @@ from torch import Tensor
 from .. import _dispatch, _triton
 from .._checks import accumulation
 from . import reference
-from .triton_plan import JOINT, Plan, plan
-from .triton_spectrum import (
-    Tile,
-    _adjoint,
-    _chunk,
-    _distance,
-    _held,
-    _inside,
-    _mirrored,
-    _pixels,
-    _quadrant,
-    _sign,
-    _slope,
-    _spectra,
-    _spectrum_adjoint,
+from .real_basis import WHOLE, Tables, padded, tables
+from .triton_spectrum import Tile, _distance, _factor, _inside, _pixels, _slope, _spectra, _spectrum_adjoint
+
+PROGRAMS, SPLITS, SUMMED = 1024, 64, 64
+"""Programs to aim at, several for each multiprocessor of the largest GPUs, so that the last ones finish together; the
+most that share one sample; and the coefficients that one of the sum takes."""
+LAUNCH = (
+    # longest padded side (of whole maps, pixels), whole?, cosine?, rows of the larger product of a tile
+    (64, True, False, 64),  # what one warp group multiplies
+    (16, True, True, 64),
+    (64, True, True, 16),  # two spectra: 64 rows spill
+    (32, False, False, 128),  # two warp groups: of channels_last a program reads twice as much of a line
+    (32, False, True, 64),
+    (64, False, False, 64),  # 128 rows spill, and two spectra do at any number
 )
-
-LONGEST = 128
-"""The longest side of larger maps: above, the gradient of one channel does not fit the registers of one program."""
-PROGRAMS = 1024
-"""Programs to aim at: several for each multiprocessor of the largest GPUs, so that the last ones finish together."""
-SPLITS, GATHERED = 64, 64
-"""The most programs that share one sample, and the numbers that one program of the small kernels writes."""
+"""How a kernel is launched: the first row that holds its maps. Compiled and counted; no GPU has run it yet."""
 
 
-@triton.jit
-def _forward_kernel(
-    student_ptr,  # (B, C, H, W), any strides
-    teacher_ptr,  # (B, C, H, W), any strides
-    basis_h_ptr, basis_w_ptr,  # as in the plan
-    partial_ptr,  # (B, SPLITS, FOLD_H, FOLD_W, KINDS, V, U): sums over the channels of one program
-    rate, channels, student_stride_b, teacher_stride_b,
+@triton.jit(do_not_specialize=["splits", "steps"])
+def spectral_distance_forward_kernel(
+    student_ptr, teacher_ptr,  # (B, C, H, W), any strides
+    basis_h_ptr, basis_w_ptr,  # analysis_h and analysis_w of the tables
+    partial_ptr,  # (B, splits, COEFFICIENTS, V, U): sums over the channels of one program
+    rate, channels, splits, steps, student_stride_b, teacher_stride_b,
     STUDENT: tl.constexpr, TEACHER: tl.constexpr,  # strides (C, H, W)
-    DISTANCE: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """One program sums the distances of STEPS·BLOCK_C channels of one sample in one group of chunks, in a fixed order.
-
-    The programs of one sample's groups are neighbours: the tiles that they share come from the cache.
-    """
-    GROUPS: tl.constexpr = TILE.CHUNKS // TILE.GROUP
-    part, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
-    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * TILE.BLOCK_C)
-    student = student_ptr + sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
-    teacher = teacher_ptr + sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
-    zero = tl.zeros((TILE.BLOCK_C * TILE.BLOCK_V, TILE.BLOCK_U), tl.float32)
+    DISTANCE: tl.constexpr, TILE: tl.constexpr,
+) -> None:  # fmt: skip
+    """One program sums the distances of steps·BLOCK_C channels of one sample, in a fixed order."""
+    program = tl.program_id(0)
+    sample, first = (program // splits).to(tl.int64), program % splits * steps * TILE.BLOCK_C
+    student_ptr += sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
+    teacher_ptr += sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
+    basis_h, basis_w = _factor(basis_h_ptr, 2 * TILE.U), _factor(basis_w_ptr, TILE.BLOCK_W)
     left = channels - first
-    analysis = basis_h_ptr, basis_w_ptr
-    if TILE.HELD:
-        analysis = _held(basis_h_ptr, basis_w_ptr, False, TILE)
     sums = ()
-    for _ in tl.static_range(TILE.GROUP * TILE.KINDS):
-        sums = sums + (zero,)
-    for _ in range(STEPS):
-        exists = (tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V) // TILE.BLOCK_V < left)[:, None]
+    for _ in tl.static_range(TILE.COEFFICIENTS):
+        sums = sums + (tl.zeros((TILE.BLOCK_C * TILE.V, TILE.U), tl.float32),)
+    for _ in range(steps):
+        s, t = _spectra(student_ptr, teacher_ptr, left, basis_h, basis_w, STUDENT, TEACHER, DISTANCE, TILE)
+        exists = (tl.arange(0, TILE.BLOCK_C * TILE.V) // TILE.V < left)[:, None]
         total = ()
-        for i in tl.static_range(TILE.GROUP):
-            a, b, v, u = _chunk(group * TILE.GROUP + i, TILE)
-            if TILE.GROUP > 1:  # a class is a chunk, and a group both classes of the width
-                a, b, v, u = group, i, 0, 0
-            tall, wide = _mirrored(a, b, v, u, TILE)
-            s, t = _spectra(
-                student, teacher, left, analysis, (a, b, v, u), tall, wide, STUDENT, TEACHER, DISTANCE, TILE
-            )
-            for kind in tl.static_range(TILE.KINDS):
-                d = _distance(s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1], rate, DISTANCE)
-                if DISTANCE == "cosine":  # whose distance of 0 and 0 is 1
-                    d = tl.where(exists, d, 0)
-                total = total + (sums[i * TILE.KINDS + kind] + d,)
+        for i in tl.static_range(TILE.COEFFICIENTS):
+            d = _distance(s[2 * i], s[2 * i + 1], t[2 * i], t[2 * i + 1], rate, DISTANCE)
+            if DISTANCE == "cosine":  # whose distance of 0 and 0 is 1
+                d = tl.where(exists, d, 0)
+            total = total + (sums[i] + d,)
         sums = total
-        student += TILE.BLOCK_C * STUDENT[0]
-        teacher += TILE.BLOCK_C * TEACHER[0]
+        student_ptr += TILE.BLOCK_C * STUDENT[0]
+        teacher_ptr += TILE.BLOCK_C * TEACHER[0]
         left -= TILE.BLOCK_C
-    SLOTS: tl.constexpr = TILE.V * TILE.U
-    slot = tl.arange(0, TILE.BLOCK_V * TILE.BLOCK_U)
-    slot = slot // TILE.BLOCK_U * TILE.U + slot % TILE.BLOCK_U
-    partial = partial_ptr + part.to(tl.int64) * (TILE.FOLD_H * TILE.FOLD_W * TILE.KINDS * SLOTS)
-    for i in tl.static_range(TILE.GROUP):
-        a, b, v, u = _chunk(group * TILE.GROUP + i, TILE)
-        for kind in tl.static_range(TILE.KINDS):
-            total = tl.sum(tl.reshape(sums[i * TILE.KINDS + kind], (TILE.BLOCK_C, TILE.BLOCK_V * TILE.BLOCK_U)), 0)
-            first = ((a * TILE.FOLD_W + b) * TILE.KINDS + kind) * SLOTS + v * TILE.U + u
-            tl.store(partial + first + slot, total)
+    PAIRS: tl.constexpr = TILE.V * TILE.U
+    partial_ptr += program.to(tl.int64) * (TILE.COEFFICIENTS * PAIRS)
+    for i in tl.static_range(TILE.COEFFICIENTS):
+        total = tl.sum(tl.reshape(sums[i], (TILE.BLOCK_C, PAIRS)), 0)
+        tl.store(partial_ptr + i * PAIRS + tl.arange(0, PAIRS), total)
 
 
-@triton.jit
-def _gather_kernel(
-    partial_ptr,  # (B, SPLITS, SLOTS)
-    slots_ptr,  # (H·W,) int32: where in SLOTS a frequency lies
+@triton.jit(do_not_specialize=["splits"])
+def spectral_distance_sum_kernel(
+    partial_ptr,  # (B, splits, SIZE)
+    frequencies_ptr,  # (2, SIZE), of the tables
     out_ptr,  # (B, H, W), contiguous
-    channels,
-    FREQUENCIES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """The mean over the channels, at every frequency."""
-    program, blocks = tl.program_id(0), tl.cdiv(FREQUENCIES, BLOCK_F)
-    sample, split = (program // blocks).to(tl.int64), tl.arange(0, BLOCK_S)[:, None]
-    frequency = program % blocks * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside = frequency < FREQUENCIES
-    slot = tl.load(slots_ptr + frequency, inside, 0)[None, :]
-    partial = partial_ptr + sample * (SPLITS * SLOTS) + split * SLOTS + slot  # (S, F)
-    total = tl.sum(tl.load(partial, (split < SPLITS) & inside[None, :], 0), 0)
-    tl.store(out_ptr + sample * FREQUENCIES + frequency, total / channels, inside)
-
-
-@triton.jit
-def _weigh_kernel(
-    grad_ptr,  # (B, H, W), any strides
-    frequencies_ptr,  # (2, SLOTS) int32: the frequencies of one coefficient of every slot, -1 where there is none
-    weight_ptr,  # (B, SLOTS): dL/dd of one coefficient, which a frequency, its mirror and every channel share
-    channels, grad_stride_b, grad_stride_h, grad_stride_w,
-    WIDTH: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    program, blocks = tl.program_id(0), tl.cdiv(SLOTS, BLOCK)
-    sample, slot = (program // blocks).to(tl.int64), program % blocks * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
+    channels, splits,
+    PIXELS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, MOST: tl.constexpr,
+) -> None:  # fmt: skip
+    """The mean over the channels, at every frequency and its mirror."""
+    first, split = tl.program_id(0).to(tl.int64) * BLOCK, tl.arange(0, MOST)[:, None]
+    sample, coefficient = first // SIZE, first % SIZE + tl.arange(0, BLOCK)
+    partial_ptr += sample * splits * SIZE
+    total = tl.sum(tl.load(partial_ptr + split * SIZE + coefficient[None, :], split < splits, 0), 0) / channels
     for i in tl.static_range(2):
-        frequency = tl.load(frequencies_ptr + i * SLOTS + slot, slot < SLOTS, -1).to(tl.int64)
-        grad = (
-            grad_ptr + sample * grad_stride_b + frequency // WIDTH * grad_stride_h + frequency % WIDTH * grad_stride_w
-        )
-        total += tl.load(grad, frequency >= 0, 0).to(total.dtype)
-    tl.store(weight_ptr + sample * SLOTS + slot, total / channels, slot < SLOTS)
+        frequency = tl.load(frequencies_ptr + i * SIZE + coefficient)
+        tl.store(out_ptr + sample * PIXELS + frequency, total, frequency >= 0)
 
 
 @triton.jit
-def _weights(weight_ptr, TILE: tl.constexpr):
-    """Of a chunk's slots in every channel, (C·V, U) for each kind."""
-    slot = tl.arange(0, TILE.BLOCK_C * TILE.BLOCK_V)[:, None] % TILE.BLOCK_V * TILE.U
-    slot = slot + tl.arange(0, TILE.BLOCK_U)[None, :]
+def _weights(grad_ptr, frequencies_ptr, channels, TILE: tl.constexpr):
+    """dL/dd of every coefficient, (C·V, U) each: a frequency, its mirror and all channels share it."""
+    PAIRS: tl.constexpr = TILE.V * TILE.U
+    pair = tl.arange(0, TILE.BLOCK_C * TILE.V)[:, None] % TILE.V * TILE.U + tl.arange(0, TILE.U)[None, :]
     weights = ()
-    for kind in tl.static_range(TILE.KINDS):
-        weights = weights + (tl.load(weight_ptr + kind * (TILE.V * TILE.U) + slot),)
+    for i in tl.static_range(TILE.COEFFICIENTS):
+        total = tl.zeros((TILE.BLOCK_C * TILE.V, TILE.U), tl.float32)
+        for j in tl.static_range(2):
+            frequency = tl.load(frequencies_ptr + (j * TILE.COEFFICIENTS + i) * PAIRS + pair)
+            total += tl.load(grad_ptr + frequency, frequency >= 0, 0).to(tl.float32)
+        weights = weights + (total / channels,)
     return weights
 
 
-@triton.jit
-def _backward_kernel(
-    student_ptr,  # (B, C, H, W), any strides
-    teacher_ptr,  # (B, C, H, W), any strides
+@triton.jit(do_not_specialize=["splits", "steps"])
+def spectral_distance_backward_kernel(
+    grad_ptr,  # (B, H, W), contiguous
+    student_ptr, teacher_ptr,  # (B, C, H, W), any strides
     out_ptr,  # (B, C, H, W), any strides: the gradient of the student
-    basis_h_ptr, basis_w_ptr,  # as in the plan
-    weight_ptr,  # (B, FOLD_H, FOLD_W, KINDS, V, U)
-    rate, channels, student_stride_b, teacher_stride_b, out_stride_b,
+    analysis_h_ptr, analysis_w_ptr, synthesis_h_ptr, synthesis_w_ptr, frequencies_ptr,  # the tables
+    rate, channels, splits, steps,
+    student_stride_b, teacher_stride_b, out_stride_b,
     STUDENT: tl.constexpr, TEACHER: tl.constexpr, OUT: tl.constexpr,  # strides (C, H, W)
-    DISTANCE: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The spectra once more, the derivative of the distance in each slot, and the transposed bases back.
-
-    The basis is a real linear map: no convention of complex gradients, and no symmetry of ``grad``, is needed.
-    """
-    SLOTS: tl.constexpr = TILE.V * TILE.U
-    BLOCKS: tl.constexpr = TILE.BLOCK_W // TILE.BLOCK_K
-    part, column = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS * TILE.BLOCK_K
-    sample, first = (part // SPLITS).to(tl.int64), part % SPLITS * (STEPS * TILE.BLOCK_C)
-    student = student_ptr + sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
-    teacher = teacher_ptr + sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
-    out = out_ptr + sample * out_stride_b + first.to(tl.int64) * OUT[0]
-    weight = weight_ptr + sample * (TILE.FOLD_H * TILE.FOLD_W * TILE.KINDS * SLOTS)
-    analysis = basis_h_ptr, basis_w_ptr
-    synthesis = basis_h_ptr, basis_w_ptr
-    if TILE.HELD:  # before the loop: the compiler moves no load past the stores in it
-        analysis = _held(basis_h_ptr, basis_w_ptr, False, TILE)
-        synthesis = _held(basis_h_ptr, basis_w_ptr, True, TILE)
-        held = _weights(weight, TILE)
+    DISTANCE: tl.constexpr, TILE: tl.constexpr,
+) -> None:  # fmt: skip
+    """The spectra once more, the derivative of the distance at each coefficient, and the transposed bases back."""
+    program = tl.program_id(0)
+    sample, first = (program // splits).to(tl.int64), program % splits * steps * TILE.BLOCK_C
+    student_ptr += sample * student_stride_b + first.to(tl.int64) * STUDENT[0]
+    teacher_ptr += sample * teacher_stride_b + first.to(tl.int64) * TEACHER[0]
+    out_ptr += sample * out_stride_b + first.to(tl.int64) * OUT[0]
+    # Before the loop: the compiler moves no load past the stores in it.
+    analysis_h, analysis_w = _factor(analysis_h_ptr, 2 * TILE.U), _factor(analysis_w_ptr, TILE.BLOCK_W)
+    synthesis_h, synthesis_w = _factor(synthesis_h_ptr, 2 * TILE.U), _factor(synthesis_w_ptr, TILE.BLOCK_W)
+    weights = _weights(grad_ptr + sample * (TILE.HEIGHT * TILE.WIDTH), frequencies_ptr, channels, TILE)
     left = channels - first
-    for _ in range(STEPS):
-        nothing = tl.zeros((TILE.BLOCK_H * TILE.BLOCK_C, TILE.BLOCK_K), tl.float32)
-        gradients = ()  # by quadrant
-        for _ in tl.static_range(TILE.FOLD_H * TILE.FOLD_W):
-            gradients = gradients + (nothing,)
-        for i in range(TILE.CHUNKS):
-            a, b, v, u = _chunk(tl.full((), 0, tl.int32) + i, TILE)  # the interpreter's i is an int
-            tall, wide = _mirrored(a, b, v, u, TILE)
-            s, t = _spectra(
-                student, teacher, left, analysis, (a, b, v, u), tall, wide, STUDENT, TEACHER, DISTANCE, TILE
-            )
-            if TILE.HELD:
-                w = held
+    for _ in range(steps):
+        s, t = _spectra(student_ptr, teacher_ptr, left, analysis_h, analysis_w, STUDENT, TEACHER, DISTANCE, TILE)
+        slopes = ()
+        for i in tl.static_range(4):
+            if i < TILE.COEFFICIENTS:
+                re, im = _slope(s[2 * i], s[2 * i + 1], t[2 * i], t[2 * i + 1], weights[i], rate, DISTANCE)
             else:
-                w = _weights(weight + (a * TILE.FOLD_W + b) * (TILE.KINDS * SLOTS) + v * TILE.U + u, TILE)
-            slopes = ()
-            for kind in tl.static_range(4):
-                if kind < TILE.KINDS:
-                    s_re, s_im, t_re, t_im = s[2 * kind], s[2 * kind + 1], t[2 * kind], t[2 * kind + 1]
-                    re, im = _slope(s_re, s_im, t_re, t_im, w[kind], rate, DISTANCE)
-                else:
-                    re, im = s[3], s[3]  # zeros
-                slopes = slopes + (re, im)
-            cc, cs, sc, ss = _spectrum_adjoint(slopes, tall, wide)
-            gradient = _adjoint(cc, cs, sc, ss, synthesis, (a, b, v, u), column, TILE)
-            total = ()
-            for i in tl.static_range(TILE.FOLD_H):
-                for j in tl.static_range(TILE.FOLD_W):
-                    total = total + (gradients[i * TILE.FOLD_W + j] + gradient * _sign(i, j, a, b),)
-            gradients = total
-        inside = _inside(left, 0, column, TILE, TILE.BLOCK_H, TILE.BLOCK_K)
-        for i in tl.static_range(TILE.FOLD_H):
-            for j in tl.static_range(TILE.FOLD_W):
-                start = _quadrant(i, j, OUT, TILE) + column * OUT[2]
-                pixels = out + start + _pixels(OUT, TILE, TILE.BLOCK_H, TILE.BLOCK_K)
-                tl.store(pixels, gradients[i * TILE.FOLD_W + j].to(out_ptr.dtype.element_ty), inside)
-        student += TILE.BLOCK_C * STUDENT[0]
-        teacher += TILE.BLOCK_C * TEACHER[0]
-        out += TILE.BLOCK_C * OUT[0]
+                re, im = s[3], s[3]  # zeros
+            slopes = slopes + (re, im)
+        gradient = _spectrum_adjoint(slopes, synthesis_h, synthesis_w, TILE)
+        tl.store(out_ptr + _pixels(OUT, TILE), gradient.to(out_ptr.dtype.element_ty), _inside(left, TILE))
+        student_ptr += TILE.BLOCK_C * STUDENT[0]
+        teacher_ptr += TILE.BLOCK_C * TEACHER[0]
+        out_ptr += TILE.BLOCK_C * OUT[0]
         left -= TILE.BLOCK_C
 
 
-def _configuration(batch: int, channels: int, tables: Plan, distance: str, backward: bool) -> dict[str, Any]:
-    """How a sample's channels, its slots and sums over pixels are shared out: a kernel's constants, and its warps.
-
-    A warp group of sm_90 multiplies at least 64 rows. Maps of one chunk are loaded a step ahead; larger ones meet what
-    they load again in the first-level cache, which loads ahead go around. Smaller blocks and more warps are for what
-    spills otherwise: gradients of large maps, the two spectra of "cosine", other architectures.
-    """
-    shape, capability = tables.shape, _triton.capability(tables.slots.device)
-    hopper = capability == 90
-    fold_h, fold_w, height, width = (shape[name] for name in ("FOLD_H", "FOLD_W", "BLOCK_H", "BLOCK_W"))
-    whole, light = height == 1, distance != "cosine"
-    small = whole or (fold_h * fold_w == 1 and max(height, width) <= 32)
-    rows, columns = min(32, height), width if whole else min(32 if light else 16, width)
-    block_v, block_u = min(16, shape["V"]), shape["U"] if whole else min(16, shape["U"])
-    if whole:
-        block_c = max(64 if hopper or not backward else 32, 2048 // width) if light else max(16, 1024 // width)
+@lru_cache(maxsize=4096)
+def _configuration(height, width, distance, backward, capability, memory) -> dict[str, Any] | str:
+    """How to launch a kernel for maps of one size on a device: its options, or why there are none."""
+    whole, cosine = height * width <= WHOLE, distance == "cosine"
+    block_h, block_w = (1, padded(height * width)) if whole else (padded(height), padded(width))
+    rows = [row[3] for row in LAUNCH if max(block_h, block_w) <= row[0] and row[1:3] == (whole, cosine)]
+    longest = 64 if not cosine else 32 if capability >= 90 else 16  # two spectra spill above
+    if not rows or (not whole and max(height, width) > longest):
+        return f"a side of {height}×{width} is longer than {longest}"
+    block_c = rows[0] if whole else rows[0] // max(block_h, block_w)
+    if capability < 90:  # whose tensor cores take both factors from registers
+        block_c = max(1, block_c // 2)
+    v, u = (1, block_w // 2) if whole else (block_w // 2, block_h // 2)
+    real, coefficients = 2 if height % 2 == width % 2 == 0 else 1, 2 if whole else 4
+    sizes = height, width, block_c, block_h, block_w, v, u, real, coefficients
+    factors = 12 * (block_w**2 + (0 if whole else block_h**2)) * (2 if backward else 1)
+    for stages in (2, 1):  # two: tiles are loaded a step ahead
+        shared = factors + (8 * stages + 4 * cosine) * block_c * block_h * block_w
+        if shared <= memory:
+            break
     else:
-        block_c = 128 // rows if light and (small or not (backward or hopper)) else 64 // rows
-    if backward and not whole:
-        block_v, block_u = block_v if light else min(8, block_v), min(block_u, 1024 // height if light else 8)
-        block_c = 1 if height > 32 else block_c
-    block_c = min(block_c, max(16 if whole else 1, triton.next_power_of_2(channels)))
-    chunks = fold_h * fold_w * (shape["V"] // block_v) * (shape["U"] // block_u)
-    shared = not backward and light and fold_w == 2 and chunks == fold_h * fold_w and capability < 100
-    blocks = triton.cdiv(channels, block_c)
+        return f"maps of {height}×{width} take {shared} bytes of shared memory, and a program of this GPU has {memory}"
+    # More warps than rows / 16 do a product twice; not so on sm_100, where fewer spill.
+    warps = max(4, block_c * (1 if whole else min(block_h, block_w)) // 16) if capability < 100 else 8
+    # Where maxnreg is unsaid, ptxas keeps some kernels to 128 or 168 registers, and spills.
+    return {"TILE": Tile(*map(tl.constexpr, sizes)), "num_warps": warps, "num_stages": stages, "maxnreg": 255}
+
+
+def _prepared(student: Tensor, distance: str, norm: str, backward: bool) -> tuple[Tables, int, int, dict[str, Any]]:
+    """Tables, how many programs share a sample, how many tiles each of them takes, and the options of the launch."""
+    batch, channels, height, width = student.shape
+    options = _configuration(height, width, distance, backward, *_triton.limits(student.device))
+    blocks = triton.cdiv(channels, options["TILE"].BLOCK_C.value)
     steps = triton.cdiv(blocks, max(1, min(SPLITS, triton.cdiv(PROGRAMS, batch))))
-    constants = shape | {
-        "BLOCK_C": block_c,
-        "BLOCK_R": rows,
-        "BLOCK_K": columns,
-        "BLOCK_V": block_v,
-        "BLOCK_U": block_u,
-        "CHUNKS": chunks,
-        "GROUP": 2 if shared else 1,
-        "HELD": chunks == 1 and (rows, columns) == (height, width),
-    }
-    largest = whole and width == JOINT
-    few = block_c * height * width <= 2048 if small and not largest else hopper and not backward
-    return {
-        "SPLITS": triton.cdiv(blocks, steps),
-        "STEPS": steps,
-        "TILE": Tile(**{name: tl.constexpr(value) for name, value in constants.items()}),
-        "num_warps": 4 if light and few else 8,
-        "num_stages": 2 if light and small and (hopper or not largest) else 1,
-        "maxnreg": None if hopper else 255,  # unsaid, ptxas keeps to 128 in some kernels, and spills
-    }
+    return tables(height, width, norm, student.device), triton.cdiv(blocks, steps), steps, options
 
 
 def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
@@ -282,23 +186,21 @@ def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: fl
     if accumulation(student, teacher) == torch.float64:
         return reference.spectral_distance(student, teacher, distance, sigma, norm)
     batch, channels, height, width = student.shape
-    tables = plan(height, width, norm, student.device)
     out = student.new_empty((batch, height, width), dtype=torch.float32)
     if batch == 0:
         return out
-    options = _configuration(batch, channels, tables, distance, backward=False)
-    splits, slots = options["SPLITS"], tables.frequencies[0].numel()
-    groups = options["TILE"].CHUNKS.value // options["TILE"].GROUP.value
-    partial = out.new_empty((batch, splits, slots))
+    table, splits, steps, options = _prepared(student, distance, norm, backward=False)
+    size = table.frequencies[0].numel()
+    partial, block = out.new_empty((batch, splits, size)), min(SUMMED, size)
     _triton.launch(
-        _forward_kernel, (batch * splits * groups,), student, teacher, tables.basis_h, tables.basis_w, partial,
-        0.5 / sigma**2, channels, student.stride(0), teacher.stride(0),
+        spectral_distance_forward_kernel, (batch * splits,),
+        student, teacher, table.analysis_h, table.analysis_w, partial,
+        0.5 / sigma**2, channels, splits, steps, student.stride(0), teacher.stride(0),
         STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], DISTANCE=distance, **options,
     )  # fmt: skip
     _triton.launch(
-        _gather_kernel, (batch * triton.cdiv(height * width, GATHERED),), partial, tables.slots, out, channels,
-        FREQUENCIES=height * width, SPLITS=splits, SLOTS=slots,
-        BLOCK_S=triton.next_power_of_2(splits), BLOCK_F=GATHERED,
+        spectral_distance_sum_kernel, (batch * size // block,), partial, table.frequencies, out, channels, splits,
+        PIXELS=height * width, SIZE=size, BLOCK=block, MOST=SPLITS,
     )  # fmt: skip
     return out
 
@@ -309,22 +211,13 @@ def spectral_distance_backward(
     """See ``reference.spectral_distance_backward``."""
     if accumulation(student, teacher) == torch.float64:
         return reference.spectral_distance_backward(grad, student, teacher, distance, sigma, norm)
-    batch, channels, height, width = student.shape
     out = torch.empty_like(student)
-    if batch == 0:
+    if len(student) == 0:
         return out
-    tables = plan(height, width, norm, student.device)
-    options = _configuration(batch, channels, tables, distance, backward=True)
-    slots = tables.frequencies[0].numel()
-    weight = tables.basis_w.new_empty((batch, slots))
+    table, splits, steps, options = _prepared(student, distance, norm, backward=True)
     _triton.launch(
-        _weigh_kernel, (batch * triton.cdiv(slots, GATHERED),), grad, tables.frequencies, weight, channels,
-        *grad.stride(), WIDTH=width, SLOTS=slots, BLOCK=GATHERED,
-    )  # fmt: skip
-    _triton.launch(
-        _backward_kernel, (batch * options["SPLITS"] * (tables.shape["BLOCK_W"] // options["TILE"].BLOCK_K.value),),
-        student, teacher, out, tables.basis_h, tables.basis_w, weight,
-        0.5 / sigma**2, channels, student.stride(0), teacher.stride(0), out.stride(0),
+        spectral_distance_backward_kernel, (len(student) * splits,), grad.contiguous(), student, teacher, out, *table,
+        0.5 / sigma**2, student.shape[1], splits, steps, student.stride(0), teacher.stride(0), out.stride(0),
         STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:],
         DISTANCE=distance, **options,
     )  # fmt: skip
@@ -332,16 +225,16 @@ def spectral_distance_backward(
 
 
 def _unsupported(*args: Any) -> str | None:
+    *_, student, teacher, distance, _, _ = args
     if reason := _triton.not_on_gpu(*args):
         return reason
-    student, teacher = [argument for argument in args if isinstance(argument, Tensor)][-2:]
-    height, width = student.shape[2:]
-    if height * width > JOINT and max(height, width) > LONGEST:
-        return f"a side of {height}×{width} is longer than {LONGEST}"
-    reach = max(
-        sum(n * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) for x in (student, teacher)
-    )
-    return "a sample reaches beyond 2³¹ elements" if max(reach, math.prod(student.shape[1:])) >= 2**31 else None
+    if accumulation(student, teacher) == torch.float64:  # the reference's, whatever the backend
+        return None
+    options = _configuration(*student.shape[2:], distance, len(args) == 6, *_triton.limits(student.device))
+    if isinstance(options, str):
+        return options
+    reach = [math.prod(student.shape[1:])] + [sum(map(mul, x.shape[1:], x.stride()[1:])) for x in (student, teacher)]
+    return "a sample reaches beyond 2³¹ elements" if max(reach) >= 2**31 else None
 
 
 _dispatch.implement("spectral_distance", "triton", spectral_distance, _unsupported)

@@ -1,0 +1,219 @@
+"""The Triton kernels of the spectral distance: awkward sizes, every way to launch them, tables, and what is refused."""
+
+import pytest
+import torch
+from closeness import TOLERANCE, relative_error
+from test_triton_kernels import (
+    DEVICE,
+    DISTANCES,
+    ERROR,
+    ON_GPU,
+    check,
+    layouts,
+    on_triton,
+    same_bits,
+    values_and_gradient,
+)
+from torch._subclasses import FakeTensorMode
+
+import add_ops
+from add_ops import _triton
+from add_ops.frequency_attention import real_basis, triton_kernels
+
+__all__ = ["on_triton"]  # every test's fixture
+
+MAPS = [(1, 1, 1, 2), (2, 1, 2, 1), (2, 33, 4, 4), (3, 65, 7, 5), (1, 17, 8, 8), (2, 5, 3, 37), (2, 19, 16, 16)]
+LARGER_MAPS = [(1, 6, 13, 29), (1, 9, 32, 32), (1, 3, 31, 31), (1, 2, 56, 28), (1, 2, 34, 38)]
+SIDES = [(17, 16), (2, 60), (64, 64), (48, 3), (1, 33)]
+
+
+def distances_of(sides):
+    """Of two spectra with a side above 32 the reference takes the cosine."""
+    return DISTANCES if max(sides) <= 32 else ("l2", "gaussian")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+def test_spectral_distance_at_awkward_sizes(shape, layout):
+    student, teacher = torch.randn(2, *shape, device=DEVICE)
+    weights = 10 ** (6 * torch.rand(shape[0], *shape[2:], device=DEVICE))  # as large as exp(gamma m) becomes
+    teacher = layouts(teacher)[layout]
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), layouts(student)[layout], weights)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("shape", LARGER_MAPS, ids=str)
+def test_spectral_distances_at_larger_sizes(shape, distance):
+    if distance not in distances_of(shape[2:]):
+        pytest.skip("is the reference's")
+    student, teacher = (layouts(x)["channels_last"] for x in torch.randn(2, *shape, device=DEVICE))
+    upstream = torch.randn(shape[0], *shape[2:], device=DEVICE)
+    # Where a coefficient of the cosine is small, 1/|F| amplifies the rounding of all of them.
+    tolerance = 1e-4 if distance == "cosine" else ERROR
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
+    check(lambda x: add_ops.spectral_distance(student.to(x.dtype), x, distance, 0.1), teacher, upstream, tolerance)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("shape", [(1, 66, 7, 8), (1, 17, 15, 14), (1, 5, 20, 27), (1, 2, 36, 34)], ids=str)
+def test_the_launches_of_every_architecture(shape, capability, monkeypatch):
+    monkeypatch.setattr(_triton, "limits", lambda device: (capability, 227 * 1024))
+    student, teacher = torch.randn(2, *shape, device=DEVICE)
+    upstream = torch.randn(1, *shape[2:], device=DEVICE)
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), student, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sides", SIDES if ON_GPU else SIDES[:2], ids=str)
+def test_half_precision_at_other_sides(sides, dtype):
+    student, teacher = torch.randn(2, 2, 3, *sides, device=DEVICE, dtype=torch.float64).to(dtype)
+    upstream = torch.randn(2, *sides, device=DEVICE)
+    for distance in distances_of(sides):
+        with add_ops.use_backend("reference"):
+            wanted = values_and_gradient(
+                lambda x, d=distance: add_ops.spectral_distance(x, teacher.double(), d), student.double(), upstream
+            )
+        found = values_and_gradient(lambda x, d=distance: add_ops.spectral_distance(x, teacher, d), student, upstream)
+        for one, other in zip(found, wanted, strict=True):
+            assert relative_error(one, other) <= max(TOLERANCE[one.dtype], 2e-5 if one.dtype == torch.float32 else 0)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("shape", [(2, 150, 4, 4), (2, 20, 11, 9), (1, 17, 16, 20)], ids=str)
+@pytest.mark.parametrize("programs", [1, 2])
+def test_a_program_that_takes_several_tiles(programs, shape, distance, monkeypatch):
+    """Three tiles, the last one not full, by one program or two: at such sizes each has a program of its own."""
+    monkeypatch.setattr(triton_kernels, "PROGRAMS", programs * shape[0])
+    student, teacher = torch.randn(2, *shape, device=DEVICE)
+    splits, steps = triton_kernels._prepared(student, distance, "forward", True)[1:3]
+    assert steps > 1 and (splits > 1) == (programs > 1)
+    upstream = torch.randn(shape[0], *shape[2:], device=DEVICE)
+    tolerance = 1e-4 if distance == "cosine" else ERROR
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
+
+
+def test_nan_stays_in_its_sample():
+    student, teacher = torch.randn(2, 3, 5, 9, 12, device=DEVICE)
+    upstream = torch.randn(3, 9, 12, device=DEVICE)
+    clean = values_and_gradient(lambda x: add_ops.spectral_distance(x, teacher), student, upstream)
+    student[1, 3, 4, 5] = torch.nan
+    found = values_and_gradient(lambda x: add_ops.spectral_distance(x, teacher), student, upstream)
+    assert same_bits([x[::2] for x in found], [x[::2] for x in clean])
+    assert bool(found[0][1].isnan().all() and found[1][1, 3].isnan().all())
+    assert torch.equal(found[1][1, :3], clean[1][1, :3])
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 4), (256, 32, 32), (728, 8, 8)], ids=str)
+def test_another_batch_size_compiles_nothing(shape, monkeypatch):
+    def launches(batch):
+        found = []
+        monkeypatch.setattr(_triton, "launch", lambda kernel, grid, *args, **options: found.append((kernel, options)))
+        student, teacher = torch.empty(2, batch, *shape, device="meta")
+        triton_kernels.spectral_distance(student, teacher, "l2", 1.0, "forward")
+        triton_kernels.spectral_distance_backward(student[:, 0], student, teacher, "l2", 1.0, "forward")
+        return found
+
+    assert launches(1) == launches(16) == launches(999)
+    for kernel in {kernel for kernel, _ in launches(16)} if ON_GPU else ():  # the interpreter specialises nothing
+        assert {"splits", "steps"} & set(kernel.arg_names) <= set(kernel.do_not_specialize)
+
+
+def test_what_does_not_fit_a_gpu_is_named(monkeypatch):
+    """99 KB are what sm_86, sm_89 and sm_120 have: 8×8 then goes to the reference."""
+    small = 99 * 1024
+    assert "8×8 take 114688 bytes of shared memory, and a program of this GPU has 101376" in (
+        triton_kernels._configuration(8, 8, "l2", True, 89, small)
+    )
+    stages = [triton_kernels._configuration(32, 32, "l2", True, 90, size)["num_stages"] for size in (small, 114688)]
+    assert stages == [1, 2]
+    monkeypatch.setattr(_triton, "limits", lambda device: (89, small))
+    x = torch.randn(1, 2, 8, 8, device=DEVICE, requires_grad=True)
+    values = add_ops.spectral_distance(x, x.detach())
+    with pytest.raises(RuntimeError, match="spectral_distance_backward here: maps of 8×8 take 114688 bytes of shared"):
+        values.sum().backward()
+
+
+def test_a_gpu_that_cannot_run_the_kernels_is_named(monkeypatch):
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 8, 8, device="cuda")
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(_triton, "limits", lambda device: (75, 64 * 1024))
+    assert triton_kernels._unsupported(x, x, "l2", 1.0, "forward") == (
+        "it needs a GPU of compute capability 8.0, and cuda:0 has 7.5"
+    )
+    _triton.unavailable.cache_clear()
+    monkeypatch.setattr(_triton, "limits", lambda device: (90, 227 * 1024))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        for change, words in (
+            (lambda: monkeypatch.setenv("CC", "cc"), None),
+            (lambda: (monkeypatch.delenv("CC"), monkeypatch.setenv("PATH", "")), "needs a C compiler"),
+            (lambda: monkeypatch.setattr(torch.version, "hip", "6.4"), "this torch is for ROCm"),
+        ):
+            change()
+            _triton.unavailable.cache_clear()
+            reason = triton_kernels._unsupported(x, x, "l2", 1.0, "forward")
+            assert reason is None if words is None else words in reason
+    finally:
+        _triton.unavailable.cache_clear()
+
+
+def test_a_kernel_that_does_not_start_is_an_error_of_the_named_backend(monkeypatch):
+    class Broken:
+        __name__ = "broken_kernel"
+
+        def __getitem__(self, grid):
+            raise OSError("no such driver")
+
+    x = torch.ones(1, device=DEVICE)
+    with pytest.raises(RuntimeError, match=r"broken_kernel does not compile or start on .*OSError: no such driver"):
+        _triton.launch(Broken(), (1,), x)
+
+
+def test_tables_are_built_once_whatever_the_caller_has_set():
+    sides = iter([(5, 9), (9, 11), (6, 7), (3, 25)])
+
+    def build():
+        tables = real_basis.tables(*next(sides), "forward", torch.device("cpu"))
+        for table in tables:
+            assert table.device.type == "cpu" and table.dtype in (torch.float32, torch.int32)
+            assert type(table) is torch.Tensor and not table.is_inference()
+        return tables
+
+    build()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        build()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        build()
+    with FakeTensorMode():
+        last = build()
+    assert real_basis.tables(3, 25, "forward", torch.device("cpu")) is last
+
+
+def test_a_first_call_in_a_capture_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=r"first call for maps of 7×19 copies tables .* call it once before the capture"
+    ):
+        real_basis.tables(7, 19, "forward", torch.device("cuda", 0))
+
+
+def test_float64_goes_to_the_reference():
+    student, teacher = torch.randn(2, 2, 3, 6, 5, device=DEVICE, dtype=torch.float64)
+    primitive, upstream = (lambda x: add_ops.spectral_distance(x, teacher)), torch.randn(2, 6, 5, device=DEVICE)
+    found = values_and_gradient(primitive, student, upstream)
+    with add_ops.use_backend("reference"):
+        assert same_bits(found, values_and_gradient(primitive, student, upstream))
+
+
+def test_sides_out_of_reach_are_named():
+    x = torch.randn(1, 1, 65, 2, device=DEVICE)
+    with pytest.raises(RuntimeError, match="a side of 65×2 is longer than 64"):
+        add_ops.spectral_distance(x, x)
+    with pytest.raises(RuntimeError, match="a side of 2×33 is longer than 32"):
+        add_ops.spectral_distance(x[:, :, :33].mT, x[:, :, :33].mT, "cosine")
