@@ -78,6 +78,7 @@ def test_an_item_that_ends_its_process_is_named_and_the_rest_survives(engine, tm
 
 
 def test_ctrl_c_drops_what_has_not_begun_and_lets_the_rest_be_finished(engine, tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     answers = engine(partial(record, tmp_path), range(40))
     next(answers)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -122,7 +122,8 @@ def write(
     parts = _figures(config, test, teacher, models, learnt, rows, summary, shades, logged)
     if photographs:
         note = "On all learnt qualities together. " * (len(learnt) > 1)
-        note += "Clips of one photograph say little of another, so this table gives no intervals."
+        note += "Clips of one photograph say little of another, so this table gives no intervals. "
+        note += "AUC on all clips compares those of different photographs, too, and may lie outside of the range here."
         parts["photographs"] = _section("AUC by photograph", tables.photographs(photographs, pictures), [note])
     if terms:
         notes = [
