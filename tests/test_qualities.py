@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from test_training import Interrupted, rows, tiny
+from test_training import breaks_off, rows, tiny
 
 from training import fit as loop
 from training import train as scroll
@@ -228,24 +228,14 @@ def test_a_term_that_a_batch_has_not_is_zero_in_the_means():
 
 
 @pytest.mark.usefixtures("no_report")
-def test_three_qualities_and_missing_twins_resume_bit_for_bit(pairs, tmp_path, monkeypatch):
+def test_three_qualities_and_missing_twins_resume_bit_for_bit(pairs, tmp_path):
     changes = dict(epochs=2, checkpoint_every=1, accumulate=2, log_every=2, flip=True)
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
     whole = scroll.train(config_of(mixed(pairs), folders[0], **changes))
-    save, saved = loop.save_checkpoint, []
-
-    def save_then_stop(folder, *rest):
-        save(folder, *rest)
-        saved.append(folder.name)
-        if saved.count("add") == 5:  # within the second epoch
-            raise Interrupted
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
-    with pytest.raises(Interrupted):
+    with breaks_off("add", 5):  # within the second epoch
         scroll.train(config_of(mixed(pairs), folders[1], **changes))
-    monkeypatch.setattr(loop, "save_checkpoint", save)
     resumed = scroll.train(config_of(mixed(pairs), folders[1], resume=True, workers=2, **changes))
     kept = [sorted((folder / "add").glob("checkpoint-*"))[-1] for folder in (whole, resumed)]
     assert kept[0].name == kept[1].name

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import cache, rows, tiny  # noqa: F401 - fixtures
+from test_training import breaks_off, cache, rows, tiny  # noqa: F401 - fixtures
 
 from training import fit, train
 from training.config import Config
@@ -76,10 +76,6 @@ def test_a_set_that_cannot_be_read_leaves_the_earlier_run_alone(opened):
     assert (config.folder / "config.yaml").exists() and len(list(config.folder.parent.iterdir())) == 1
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def broken_off(cache, tmp_path_factory):  # noqa: F811
     """Folder and configuration of a run that ended whole, and of one that broke off after five steps of its student."""
@@ -87,18 +83,8 @@ def broken_off(cache, tmp_path_factory):  # noqa: F811
     changes = dict(epochs=2, students=["none"], checkpoint_every=1)
     whole, broken = (tiny(cache, folder / name, **changes) for name in ("whole", "broken"))
     train.train(whole)
-    save, saved = fit.save_checkpoint, []
-
-    def save_then_stop(where, *rest):
-        save(where, *rest)
-        saved.append(where.name)
-        if saved.count("none") == 5:
-            raise Interrupted
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "save_checkpoint", save_then_stop)
-        with pytest.raises(Interrupted):
-            train.train(broken)
+    with breaks_off("none", 5):
+        train.train(broken)
     return whole, replace(broken, resume=True)
 
 

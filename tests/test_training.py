@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,22 +115,28 @@ class Interrupted(Exception):
     pass
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(cache, tmp_path, monkeypatch):
-    changes = dict(epochs=2, students=["add"], checkpoint_every=1, accumulate=2, train_clips=40, warmup_epochs=0.5)
-    whole = scroll.train(tiny(cache, tmp_path / "a", **changes))
-
+@contextmanager
+def breaks_off(role: str, checkpoints: int) -> Iterator[None]:
+    """A training inside ends right after it has written so many checkpoints of a model, and must."""
     save, saved = loop.save_checkpoint, []
 
     def save_then_stop(folder, *rest):
         save(folder, *rest)
         saved.append(folder.name)
-        if saved.count("add") == 7:  # within the second epoch
+        if saved.count(role) == checkpoints:
             raise Interrupted
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
-    with pytest.raises(Interrupted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", save_then_stop)
+        with pytest.raises(Interrupted):
+            yield
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(cache, tmp_path):
+    changes = dict(epochs=2, students=["add"], checkpoint_every=1, accumulate=2, train_clips=40, warmup_epochs=0.5)
+    whole = scroll.train(tiny(cache, tmp_path / "a", **changes))
+    with breaks_off("add", 7):  # within the second epoch
         scroll.train(tiny(cache, tmp_path / "b", **changes))
-    monkeypatch.setattr(loop, "save_checkpoint", save)
     torch.manual_seed(12345)  # whatever happened to the global generator in between
     resumed = scroll.train(tiny(cache, tmp_path / "b", resume=True, **changes))
 
