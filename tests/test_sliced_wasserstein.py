@@ -6,6 +6,7 @@ from closeness import assert_close
 from torch.autograd import gradcheck
 
 from add_ops import SlicedWassersteinLoss, project_and_sort, sample_projections, sliced_wasserstein
+from add_ops.sliced_wasserstein import op
 
 SIZES = [(2, 1, 1, 1), (1, 2, 3, 5), (3, 17, 4, 7), (2, 64, 8, 5), (2, 257, 3, 3), (1, 1000, 2, 2), (1, 3136, 4, 2)]
 
@@ -130,6 +131,31 @@ def test_compiled_equals_eager_and_autocast_changes_nothing(backend):
     assert torch.equal(*(torch.autograd.grad(r.sum(), x)[0] for r in results))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(sliced_wasserstein(x, y, theta), results[0])
+
+
+def test_many_slices_are_worked_off_in_parts_with_the_same_bits(backend, monkeypatch):
+    """Whole numbers, so that no sum is rounded and the order of the parts cannot show."""
+    x, y = (torch.randint(-9, 9, (2, 16, 3)).double().requires_grad_() for _ in range(2))
+    theta, upstream = torch.randint(-4, 5, (3, 8)).double(), torch.randint(-4, 5, (2,)).double()
+    weights = {"x_weights": torch.full((2, 16), 1 / 16, dtype=torch.float64)}
+
+    def results(function, kept, **options):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            distance = function(x, y, theta, **options)
+        return distance.detach(), *torch.autograd.grad(distance, (x, y), upstream)
+
+    torch._dynamo.reset()
+    for options in ({}, weights):
+        whole, parts = [], []
+        expected = results(sliced_wasserstein, whole, **options)
+        with monkeypatch.context() as few:
+            few.setattr(op, "STREAMED", 2 * 16 * 7)  # a part is one direction
+            found = results(sliced_wasserstein, parts, **options)
+            if not options:
+                compiled = torch.compile(sliced_wasserstein, fullgraph=True, backend="aot_eager")
+                assert all(map(torch.equal, results(compiled, []), expected))
+        assert all(map(torch.equal, found, expected))
+        assert max(parts) < 2 * 16 * 8 <= max(whole), "the sorted values are kept for the backward pass"
 
 
 def test_opcheck(backend):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from .. import _dispatch
 from .._checks import accumulation, constant, count, floating, number, one_of, same_device
@@ -15,6 +16,9 @@ from .directions import SAMPLINGS, sample_projections
 
 REDUCTIONS = ("mean", "sum", "none")
 SLICE_REDUCTIONS = ("mean", "none")
+STREAMED = 2**26
+"""Projections B·K·N of one set, 256 MB in float32, above which the slices are worked off in parts of a sixteenth of it,
+each again in the backward pass."""
 
 
 def _fake(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,6 +162,18 @@ def _checked_weights(name: str, weights: Tensor | None, points_name: str, points
     return wide / total
 
 
+def _slices(
+    x: Tensor, y: Tensor, projections: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float
+) -> Tensor:
+    """``W_p^p`` along each direction, (B, K)."""
+    (x_values, x_order), (y_values, y_order) = _sorted(x, projections, "x"), _sorted(y, projections, "y")
+    if x.shape == y.shape and x_weights is None and y_weights is None:
+        return (x_values - y_values).abs().pow(p).mean(2)
+    dtype = torch.promote_types(x_values.dtype, y_values.dtype)
+    values = x_values.to(dtype), y_values.to(dtype)
+    return torch.ops.add_ops.quantile_distance(*values, x_order, y_order, x_weights, y_weights, float(p))
+
+
 def sliced_wasserstein(
     x: Tensor,
     y: Tensor,
@@ -174,6 +190,8 @@ def sliced_wasserstein(
     For equal sizes without weights, ``W_p^p[b, k] = mean_n |sort(x·Θ)[b, k, n] - sort(y·Θ)[b, k, n]|^p``; else the
     integral of ``|quantile_x - quantile_y|^p`` over the merged levels of both cumulative weights. Differentiable in the
     points, not in the weights; a point of weight 0 changes nothing and gets no gradient, be it infinite or NaN.
+    Where a set has more than 2²⁶ projections ``B·K·N``, the slices are worked off in parts, each again in the backward
+    pass: the memory is that of 2²² of them.
 
     Args:
         x, y: ``(B, N, D)`` and ``(B, M, D)``, float16, bfloat16, float32 or float64.
@@ -201,12 +219,17 @@ def sliced_wasserstein(
     one_of("reduction", reduction, SLICE_REDUCTIONS)
     _check_projections("projections", projections, "x", x)
     weights = _checked_weights("x_weights", x_weights, "x", x), _checked_weights("y_weights", y_weights, "y", y)
-    (x_values, x_order), (y_values, y_order) = _sorted(x, projections, "x"), _sorted(y, projections, "y")
-    if x.shape == y.shape and x_weights is None and y_weights is None:
-        return (x_values - y_values).abs().pow(p).mean((1, 2) if reduction == "mean" else 2)
-    dtype = torch.promote_types(x_values.dtype, y_values.dtype)
-    values = x_values.to(dtype), y_values.to(dtype)
-    distance = torch.ops.add_ops.quantile_distance(*values, x_order, y_order, *weights, float(p))
+    row = x.shape[0] * max(x.shape[1], y.shape[1])
+    if row * projections.shape[1] <= STREAMED:
+        distance = _slices(x, y, projections, *weights, p)
+    else:
+        distance = torch.cat(
+            [
+                checkpoint(_slices, x, y, part, *weights, p, use_reentrant=False, preserve_rng_state=False)
+                for part in projections.split(max(STREAMED // 16 // row, 1), 1)
+            ],
+            1,
+        )
     return distance.mean(1) if reduction == "mean" else distance
 
 
