@@ -2,14 +2,15 @@
 # make test    run the tests                                  make bench  the table of speeds against plain PyTorch
 # make test-slow   those that take minutes and rarely break: the Triton kernels compiled for GPUs that are not here
 # make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
+# make versions  the operators' tests with the oldest and the newest torch; PYTHON="python3.11 python3.14" names several
 # make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
-# Each but the last creates .venv and installs what it needs when that is missing; the last uses PYTHON as it is.
+# Each but the last two creates .venv and installs what it needs when that is missing; gpu uses PYTHON as it is.
 
 PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test test-slow lint bench gate gpu
+.PHONY: train test test-slow lint bench gate versions gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -41,6 +42,9 @@ bench: .venv/bench
 
 gate: .venv/bench
 	.venv/bin/python -m benchmarks --gate
+
+versions:
+	.ci/versions $(PYTHON)
 
 gpu:
 	PYTHON='$(PYTHON)' .ci/gpu
