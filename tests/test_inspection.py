@@ -1,5 +1,7 @@
 """prepare.py --check: what strong compression does is no fault, moved crops are one; hashes where there are some."""
 
+import os
+
 import numpy as np
 import pandas
 import pytest
@@ -67,8 +69,11 @@ def test_rows_without_a_raw_twin_are_checked_alone(tmp_path, capsys):
     assert inspection.check(folder) == 0
     sheet = np.asarray(Image.open(folder / "contact-sheet.png"))
     assert not sheet[: inspection.TILE, : inspection.TILE].any() and sheet[inspection.TILE :, : inspection.TILE].any()
-    (folder / "c23" / "0.png").write_bytes(b"broken")
+    (crop := folder / "c23" / "0.png").write_bytes(b"broken")
     assert inspection.check(folder) == 1 and "0.png: cannot be read: " in capsys.readouterr().err
+    crop.unlink()
+    os.mkfifo(crop)  # which would be read for ever
+    assert inspection.check(folder) == 1 and "0.png: cannot be read: no file" in capsys.readouterr().err
 
 
 def test_a_set_without_hashes_is_checked_by_the_rest_and_that_is_said(tmp_path, capsys):

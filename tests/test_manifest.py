@@ -73,7 +73,9 @@ def test_paths_lead_from_the_folder_of_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "tables")
     expected = ["../set/raw/train0.png", str(tmp_path / "set/raw/train0.png"), "../set/raw/é/x y.png"]
     for where, encoding in ((saved(rows, Path(), encoding="cp1252"), "cp1252"), (saved(rows, tmp_path / "tables"), "")):
-        found = manifest.read(where)["path_raw"]
+        with pytest.raises(ValueError, match=r"path_raw, rows 1–3: expected pictures in the folder of the manifest"):
+            manifest.read(where)
+        found = manifest.read(where, outside=True)["path_raw"]
         whole = expected if encoding else [os.path.join(tmp_path / "tables", name) for name in expected]
         assert found.tolist() == whole and all(map(os.path.isfile, found))
     monkeypatch.chdir(tmp_path / "set")

@@ -362,7 +362,9 @@ def test_a_table_of_ones_own_goes_all_the_way(ff, tmp_path, capsys):
             rows.append(f"ff/manipulated_sequences/NeuralTextures/raw/videos/{fake}.mp4;FAKE;{split};NT;{fake}")
     (tmp_path / "ff").symlink_to(ff)
     (tmp_path / "mine.csv").write_text("\n".join(rows), encoding="cp1252")
-    status, table = run(tmp_path / "mine.csv", tmp_path / "out")
+    assert prepare.main([str(tmp_path / "mine.csv"), f"out={tmp_path / 'none'}", "detector=none", "jobs=1"]) == 1
+    assert capsys.readouterr().err.count(f"leads outside of {tmp_path}; outside=true reads it") == 8
+    status, table = run(tmp_path / "mine.csv", tmp_path / "out", outside=True)  # the link is the user's own
     assert status == 0 and len(table) == 8 * 4 and set(table.manipulation) == {"real", "NT"}
     assert table.groupby("split").label.apply(list).map(set).eq({0, 1}).all()
     assert {name: len(split) for name, split in loader.load_splits(Config(manifest=str(tmp_path / "out"))).items()} == {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
+from .files import CONTROLS, LONGEST, readable
 from .options import load
 
 EMBEDDED = Path(__file__).parent / "configs" / "embedded.yaml"  # the main job
@@ -33,6 +35,8 @@ class Config:
     """CSV or parquet table of pairs: path_raw (empty where there is no raw twin: such rows train by cross-entropy
     alone), path_compressed, label, split, and if they apply compression, dataset, manipulation, video_id, twin (equal
     for a real frame and the fake made from it); null: the embedded set."""
+    outside: bool = False
+    """Read also pictures that a manifest leads to outside of its own folder, by paths or links."""
     compression: str = "c40"
     """Which compressed twin is learnt from, e.g. c23 or c40; of a manifest, the rows with this value."""
     qualities: list[str] = field(default_factory=list)
@@ -151,8 +155,10 @@ class Config:
 
     def __post_init__(self) -> None:
         parts = Path(self.name).parts
-        if not parts or ".." in parts or Path(self.name).is_absolute():
+        if not parts or ".." in parts or Path(self.name).is_absolute() or re.search(CONTROLS, self.name):
             raise ValueError(f"name: expected the name of a folder below out, got '{self.name}'")
+        if (longest := max(len(readable(part).encode()) for part in parts)) > LONGEST:
+            raise ValueError(f"name: expected parts of at most {LONGEST} bytes, got one of {longest}")
         for name in ("frequency_weights", "multi_view_weights"):
             if len(weights := getattr(self, name)) != 4 or min(weights) < 0:
                 raise ValueError(f"{name}: expected four weights >= 0, one per stage, got {weights}")

@@ -13,13 +13,14 @@ status: 0 all well, 1 some frames could not be read and were listed, 2 wrong usa
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads must not take the cores of a shared machine
@@ -33,8 +34,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from training.config import Config
+from training.data import embedded
 from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import shown, shown_lines, write_text
+from training.files import cell, readable, shown, shown_lines, write_text
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -53,6 +56,10 @@ class Options(Foreign):
     manifest: list[str] = field(default_factory=list)
     """Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: the set
     each run was trained on."""
+    outside: bool = False
+    """Read also pictures that a set's table leads to outside of its own folder, by paths or links."""
+    cache: str | None = None
+    """Where the embedded set is kept; null: where the run has it, if it is there, else runs/.cache."""
     split: str = "test"
     """Split to evaluate."""
     gallery: int = 0
@@ -102,7 +109,7 @@ def score(model: Detector, frames: Stills, options: Options, what: str) -> Score
     """What a model says about frames; ``what`` names them on the progress bar."""
     scores, features, reasons = [], [], []
     loader = DataLoader(frames, options.batch_size, num_workers=options.workers)
-    for images, broken in tqdm(loader, desc=what, leave=False, disable=not sys.stderr.isatty()):
+    for images, broken in tqdm(loader, desc=shown(what), leave=False, disable=not sys.stderr.isatty()):
         _, penultimate, logits = model(model.pixels(images))
         scores.append(logits.double().softmax(1)[:, 1].cpu())
         features.append(penultimate.float().cpu())
@@ -110,6 +117,8 @@ def score(model: Detector, frames: Stills, options: Options, what: str) -> Score
     read = np.array([not reason for reason in reasons])
     if not read.any():
         raise ValueError(f"none of the {len(frames)} frames of {what} can be read; the first: {reasons[0]}")
+    if not (finite := torch.cat(scores).isfinite().numpy() | ~read).all():
+        raise ValueError(f"{what}: the model gives scores that are not finite for {(~finite).sum()} of the frames")
     found, table = (torch.cat(part).numpy()[read] for part in (scores, features)), frames.table[read]
     return Scored(*found, table.reset_index(drop=True), [reason for reason in reasons if reason])
 
@@ -178,6 +187,12 @@ def evaluate(
         yield rows
 
 
+def embedded_set(config: Config, cache: str | None) -> dict[str, Frames]:
+    """The embedded set of a run; where ``cache`` is None, from the run's own if it is there: it makes no folder."""
+    there = embedded.file_of(embedded_spec(config), config.cache).is_file()
+    return read_embedded(replace(config, cache=cache or (config.cache if there else Config.cache)))
+
+
 # ------------------------------------------------------------------------------------------------------------- results
 
 
@@ -202,8 +217,8 @@ def flat(rows: Sequence[dict]) -> pandas.DataFrame:
     for row in rows:
         line = {key: value for key, value in row.items() if key not in LEVELS}
         for level in LEVELS:
-            for metric, cell in row[level].items():
-                line |= {f"{level}_{metric}{'' if k == 'value' else f'_{k}'}": value for k, value in cell.items()}
+            for metric, values in row[level].items():
+                line |= {f"{level}_{metric}{'' if k == 'value' else f'_{k}'}": value for k, value in values.items()}
         lines.append(line)
     return pandas.DataFrame(lines).drop(columns=[f"video_recall_at_1{k}" for k in ("", "_low", "_high")])
 
@@ -234,7 +249,9 @@ def write(rows: list[dict], said: dict[str, list[str]], options: Options) -> Non
     settings = {key: getattr(options, key) for key in ("checkpoint", "manifest", "split", "gallery", "bootstrap")}
     results = {"settings": settings, **said, "rows": [page.without_nan(row) for row in rows]}
     write_text(folder / "results.json", json.dumps(results, indent=1))
-    write_text(folder / "results.csv", flat(rows).to_csv(index=False, lineterminator="\n") if rows else "")
+    table = flat(rows).map(cell) if rows else pandas.DataFrame()
+    text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if rows else ""
+    write_text(folder / "results.csv", text)
 
 
 def draw(rows: list[dict], folder: Path) -> None:
@@ -273,19 +290,24 @@ def work(options: Options) -> int:
         for manifest in manifests:
             key = manifest or embedded_spec(config)
             if key not in sets:
-                sets[key] = read_manifest(manifest) if manifest else read_embedded(config)
+                sets[key] = (
+                    read_manifest(manifest, outside=options.outside)
+                    if manifest
+                    else embedded_set(config, options.cache)
+                )
             if options.split not in sets[key]:
                 where = f"manifest {manifest}" if manifest else "the embedded set"
                 raise ValueError(f"split: {where} has {sorted(sets[key])}, got '{options.split}'")
             about = {"model": name, "role": trained.role, "trained_on": trained.trained_on, "path": str(trained.path)}
             about["manifest"] = manifest or "embedded"
+            about = {key: readable(value) for key, value in about.items()}  # else pandas takes none of them
             for found in evaluate(model, sets[key], model.image_size, options, said):
                 rows += [about | row for row in found]
                 said |= {kind: list(dict.fromkeys(lines)) for kind, lines in said.items()}
                 write(rows, said, options)
     draw(rows, Path(options.out))
     print(text_table(rows))
-    print(*(shown_lines(f"note: {note}") for note in said["notes"]), f"results: {options.out}", sep="\n")
+    print(*(shown_lines(f"note: {note}") for note in said["notes"]), f"results: {shown(options.out)}", sep="\n")
     for reason in said["unread"]:
         print(shown(f"failed: {reason}"), file=sys.stderr)
     return 1 if said["unread"] else 0

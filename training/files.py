@@ -1,31 +1,85 @@
-"""How files are named and written: whole or not at all, in folders that are made, with names that can be shown."""
+"""How files are named and written: whole or not at all, where they belong, with names that can be shown."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LONGEST = 200  # bytes of one part of a name: file systems take 255, and endings come on top
+CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # characters that no name has which is shown or becomes a folder
+
 
 class BrokenFile(ValueError):
     """Why a file, be it a picture or a clip, cannot be used."""
 
 
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def readable(text: str) -> str:
+    """A text without lone surrogates, which no UTF-8 file takes.
+
+    Bytes of names that are UTF-8, as Python keeps them where the locale is not, are read as that; others are written as
+    ``\\xff``, surrogates of another origin (JSON) as ``\\ud800``.
+    """
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def shown(text: object) -> str:
     """A path, or a line that names one, for a message or a table, on one line.
 
-    Bytes that are no UTF-8 are written as ``\\xff``, characters that move the cursor of a terminal as ``\\n``.
+    It is :func:`readable`, and characters that move the cursor of a terminal are written as ``\\n``.
     """
-    text = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable(str(text)))
 
 
 def shown_lines(text: object) -> str:
-    """:func:`shown` of each line."""
-    return "\n".join(map(shown, str(text).split("\n")))
+    """:func:`shown` of each line of a message: those after the first begin with two blanks, others forge a line."""
+    return "\n".join(map(shown, re.split(r"\n(?=  )", str(text))))
+
+
+def cell(value: object) -> object:
+    """A cell of a CSV for others: a text that a spreadsheet would run as a formula gets a ``'`` before it."""
+    text = shown(value) if isinstance(value, str) else value
+    return f"'{text}" if isinstance(value, str) and re.match(r"[=+\-@\t\r\n＝＋－＠]", value) else text
+
+
+def shortened(name: str, most: int = LONGEST) -> str:
+    """A part of a path that a file system takes: of a longer one the beginning and a hash of the whole."""
+    data = os.fsencode(name)
+    if len(data) <= most:
+        return name
+    return f"{data[: most - 17].decode('utf-8', 'ignore')}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in a folder, or is it, when every link on the way is followed."""
+    place, root = os.path.realpath(path), os.path.realpath(folder)
+    return place == root or place.startswith(os.path.join(root, ""))
+
+
+# -------------------------------------------------------------------------------------------------- reading and writing
+
+
+def read_json(path: Path) -> Any:
+    """What stands in a JSON file.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or is no UTF-8; the reason has no path.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -34,7 +88,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{shortened(path.name)}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -47,4 +101,4 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """:func:`write_whole` for a text, in UTF-8 whatever the locale."""
-    write_whole(path, lambda target: target.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda target: target.write_text(readable(text), encoding="utf-8"))

@@ -15,13 +15,13 @@ and does not stop the others; --csv is written file by file. Exit status: 0 ever
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -34,14 +34,15 @@ import torch
 import torch.nn.functional as F
 
 from training.data import images, sources, video
-from training.data.crops import Cropping, faces_of
-from training.files import BrokenFile, shown, shown_lines
+from training.data.crops import Cropping, check_place, faces_of
+from training.files import BrokenFile, cell, shortened, shown, shown_lines
 from training.models.checkpoints import Foreign, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
 from training.report import figures
 
 THRESHOLD = 0.5
+HELD = 2**28  # pixels of frames at a time: 32 of 4K video
 MAP = 4  # the least side of a feature map that is worth drawing
 HEADER = ["file", "frame", "left", "top", "right", "bottom", "probability", "note"]
 
@@ -89,11 +90,15 @@ class Options(Foreign, Cropping):
 
 @dataclass(frozen=True)
 class Item:
-    """A file to look at: its ``path``, its path ``below`` the folder that was given, and the ``clip`` that reads it."""
+    """A file to look at: its ``path``, its path ``below`` the folder that was given, the ``clip`` that reads it.
+
+    No link may lead out of ``folder``, the one that was given; None where the file itself was.
+    """
 
     path: Path
     below: Path
     clip: video.Clip | None
+    folder: Path | None = None
 
 
 def items_of(given: str) -> tuple[list[Item], list[str]]:
@@ -122,7 +127,7 @@ def items_of(given: str) -> tuple[list[Item], list[str]]:
         raise ValueError(
             f"input: the folder '{shown(path)}' has no images or videos; {'; '.join(remarks) or 'it is empty'}"
         )
-    return [Item(name, name.relative_to(path), clips[name]) for name in sorted(clips)], remarks
+    return [Item(name, name.relative_to(path), clips[name], path) for name in sorted(clips)], remarks
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -156,6 +161,17 @@ class Predictor:
         """A face as the model sees it: as prepare.py stores it, then as training loads it."""
         return images.resized(images.cut(frame, box, self.cropping.size), self.model.image_size)
 
+    def batches(self, faces: Iterator[tuple[int, np.ndarray, Box]]) -> Iterator[list[tuple[int, np.ndarray, Box]]]:
+        """Faces with their whole frames, of which no more are held than ``HELD`` pixels allow."""
+        batch = []
+        for face in faces:
+            batch.append(face)
+            if len(batch) == self.batch_size or (len(batch) + 1) * face[1][..., 0].size > HELD:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
     @torch.inference_mode()
     def __call__(self, item: Item) -> Answer:
         """Look at a file.
@@ -165,10 +181,13 @@ class Predictor:
         """
         if item.clip is None:
             raise BrokenFile("neither an image nor a video by its name")
-        answer, faces = Answer(), faces_of(item.clip, (item.below.as_posix(), item.path.name), self.cropping)
-        while batch := list(islice(faces, self.batch_size)):
+        check_place(item.clip, None if self.cropping.outside else item.folder)
+        answer = Answer()
+        for batch in self.batches(faces_of(item.clip, (item.below.as_posix(), item.path.name), self.cropping)):
             crops = torch.from_numpy(np.stack([self.crop(frame, box) for _, frame, box in batch]))
             values = self.model(self.model.pixels(crops))[2].double().softmax(1)[:, 1].tolist()
+            if not all(map(math.isfinite, values)):
+                raise BrokenFile("the model gives scores that are not finite")
             for (number, frame, box), value in zip(batch, values, strict=True):
                 answer.frames.append((number, box, value))
                 if answer.shown is None or value > answer.shown[2]:
@@ -208,10 +227,11 @@ def annotate(predictor: Predictor, answer: Answer, target: Path) -> None:
 
 def _free(name: Path, taken: set[Path]) -> Path:
     """A file for the picture of a file; files of one name from several inputs get numbers."""
-    target, number = name.with_name(f"{name.name}.png"), 1
+    bare, number = shortened(name.name), 1
+    target = name.with_name(f"{bare}.png")
     while target in taken:
         number += 1
-        target = name.with_name(f"{name.name} ({number}).png")
+        target = name.with_name(f"{bare} ({number}).png")
     taken.add(target)
     return target
 
@@ -222,17 +242,17 @@ def _free(name: Path, taken: set[Path]) -> Path:
 def lines_of(item: Item, answer: Answer | BrokenFile) -> Iterator[list]:
     """The rows of the CSV for a file."""
     if isinstance(answer, BrokenFile):
-        yield [shown(item.path), *[None] * 6, shown(answer)]
+        yield [str(item.path), *[None] * 6, str(answer)]
     else:
         for number, box, value in answer.frames:
-            yield [shown(item.path), number, *box, value, None]
+            yield [str(item.path), number, *box, value, None]
 
 
 def work(options: Options) -> int:
     found = [items_of(given) for given in options.input]
     items = [item for each, _ in found for item in each]
     for remark in [remark for _, remarks in found for remark in remarks]:
-        print(f"note: {remark}", file=sys.stderr)
+        print(shown(f"note: {remark}"), file=sys.stderr)
     trained = find_one_trained(options.checkpoint, options)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = trained.load(device)
@@ -245,7 +265,7 @@ def work(options: Options) -> int:
         Path(options.csv).parent.mkdir(parents=True, exist_ok=True)
     with open(options.csv, "w", newline="", encoding="utf-8") if options.csv else nullcontext() as file:
         if file:
-            csv.writer(file).writerow(HEADER)
+            (table := csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)).writerow(HEADER)
         for item in items:
             try:
                 answer = predictor(item)
@@ -255,7 +275,7 @@ def work(options: Options) -> int:
                 answer, failed = BrokenFile(f"{type(error).__name__}: {error}"), failed + 1
             print(shown(f"{item.path}: {answer}"), flush=True)
             if file:
-                csv.writer(file).writerows(lines_of(item, answer))
+                table.writerows(map(cell, line) for line in lines_of(item, answer))
                 file.flush()
             if options.annotate and isinstance(answer, Answer):
                 try:

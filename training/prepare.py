@@ -37,11 +37,11 @@ from tqdm import tqdm
 from training.data import inspection, manifest, sources, workers
 from training.data.crops import Pairing, finished_rows, prepare_video, rows_file
 from training.data.sources import SPLITS, Draw, Found, Video
-from training.files import shown, shown_lines, write_text
+from training.files import read_json, shown, write_text
 from training.options import POSITIONAL, run
 
 # Options that do not change what is written for a video.
-FREE = ("out", "jobs", "shard", "scheduler", "check", "status")
+FREE = ("out", "jobs", "shard", "scheduler", "check", "status", "outside")
 
 
 @dataclass(kw_only=True)
@@ -151,7 +151,7 @@ def describe(found: Found, options: Options) -> str:
         lines.append(f"{level}: {given} files exist, {len(found.videos) - given} are made here by H.264")
     if any(isinstance(clip, tuple) for video in found.videos for clip in video.files.values()):
         lines.append(f"note: images are compressed as {options.images}, which is not what a whole video would give")
-    return shown_lines("\n".join([*lines, *(f"note: {remark}" for remark in found.remarks)]))
+    return "\n".join(map(shown, [*lines, *(f"note: {remark}" for remark in found.remarks)]))
 
 
 # ---------------------------------------------------------------------------------------------------------- all videos
@@ -170,8 +170,11 @@ def open_folder(options: Options) -> None:
     path = Path(options.out) / "settings.json"
     if path.exists():
         defaults = {f.name: f.default for f in fields(Options) if f.default is not MISSING}
-        before = defaults | json.loads(path.read_text(encoding="utf-8"))
-        if changed := [f"{key}={before.get(key)}" for key in settings if before.get(key) != settings[key]]:
+        try:
+            before = defaults | read_json(path)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"out: {path} is damaged, so how its pairs were made is not known: {error}") from error
+        if changed := [shown(f"{key}={before.get(key)}") for key in settings if before.get(key) != settings[key]]:
             raise ValueError(f"out: '{options.out}' was made with {', '.join(changed)}; name another folder")
     else:
         write_text(path, json.dumps(settings, indent=1))

@@ -33,7 +33,7 @@ from torch import nn
 from training import options
 from training.config import EMBEDDED, Config, load_config
 from training.data.loader import Split, load_splits
-from training.files import write_text
+from training.files import shown, write_text
 from training.fit import (
     check_distillers,
     fit,
@@ -50,7 +50,7 @@ from training.report.log import Log
 # Options that change neither the samples of a step nor what is learnt from them. A manifest may move: what counts is
 # what stands in it. Batches may be shared by another number of processes.
 FREE = ("resume", "name", "out", "cache", "manifest", "students", "workers", "log_every", "checkpoint_every", "gallery")
-FREE = (*FREE, "bootstrap", "batch_size")
+FREE = (*FREE, "bootstrap", "batch_size", "outside")
 
 
 class Clock:
@@ -75,7 +75,7 @@ def check_options(config: Config) -> None:
     if not config.resume or not folder.exists():
         return
     before, now = asdict(load_config(folder / "config.yaml")), asdict(config)
-    if changed := [f"{key}={before[key]}" for key in now if key not in FREE and now[key] != before[key]]:
+    if changed := [shown(f"{key}={before[key]}") for key in now if key not in FREE and now[key] != before[key]]:
         raise ValueError(f"resume: the run {folder} was started with {', '.join(changed)}; say so again, or start anew")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from av import VideoFrame
 
-from ..files import BrokenFile, write_text
+from ..files import BrokenFile, inside, read_json, write_text
 from . import faces, images, tables
 from .sources.common import Video
 from .video import H264, Clip, Encoder, Miscounted, encodable, keep, pixels_of, promised, read
@@ -42,6 +42,8 @@ class Cropping:
     or dataset/manipulation/video id), frame, left, top, right, bottom."""
     smoothing: float = 5.0
     """σ in frames of the Gaussian that smooths boxes over time; 0: none."""
+    outside: bool = False
+    """Read also what links, and paths in lists, lead to outside of the source."""
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("smoothing", 0), ("margin", 0.1)):
@@ -89,6 +91,13 @@ class Pairing(Cropping):
 
 
 # --------------------------------------------------------------------------------------------------- frames and boxes
+
+
+def check_place(clip: Clip, root: Path | None) -> None:
+    """Raise BrokenFile for a clip that does not lie in ``root``, links followed; None: it may lie anywhere."""
+    for path in clip if isinstance(clip, tuple) else (clip,):
+        if root is not None and not inside(path, root):
+            raise BrokenFile(f"{path} leads outside of {root}; outside=true reads it")
 
 
 def evenly(total: int, count: int) -> list[int]:
@@ -185,8 +194,15 @@ def pairs_of(video: Video, pairing: Pairing) -> tuple[list[dict[str, Any]], list
         Its rows of the manifest, and what is to be said about it.
 
     Raises:
-        BrokenFile: it cannot be read, has no face, or its qualities do not agree frame by frame.
+        BrokenFile: it cannot be read, has no face, its qualities do not agree frame by frame, or what is read or
+            written lies elsewhere than it should.
     """
+    for clip in video.files.values():
+        check_place(clip, None if pairing.outside else video.root)
+    written = [Path(pairing.out, level, video.key) for level in (video.reference, *pairing.levels)]
+    for place in (rows_file(video, pairing.out), *written):
+        if not inside(place, pairing.out):
+            raise BrokenFile(f"{place} leads outside of {pairing.out}")
     return counted(video.files[video.reference], lambda total: _pairs(video, pairing, total))
 
 
@@ -276,8 +292,11 @@ def finished_rows(video: Video, out: str) -> tuple[list[dict[str, Any]], list[st
     path = rows_file(video, out)
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return (content["rows"], content["notes"]) if isinstance(content, dict) else (content, [])
+    try:
+        content = read_json(path)
+        return (content["rows"], content["notes"]) if isinstance(content, dict) else (content, [])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"out: {path} is damaged, remove it to prepare its video anew: {error}") from error
 
 
 def prepare_video(video: Video, pairing: Pairing) -> str | None:

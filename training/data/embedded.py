@@ -200,6 +200,11 @@ def _clips(spec: EmbeddedSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
                 yield split, columns
 
 
+def file_of(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
+    """Where a cache has the set."""
+    return Path(cache) / f"embedded-{spec.digest()}.npz"
+
+
 def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
     """Build the set unless it lies in the cache already.
 
@@ -219,7 +224,7 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
         raise ValueError(f"fold: expected (i, k) with 0 <= i < k and 2 <= k <= {len(FOLDED)}, got {spec.fold}")
     if not all(0 <= crf <= 51 for crf in spec.crfs) or len(set(spec.crfs)) != len(spec.crfs):
         raise ValueError(f"crfs: expected different rate factors in 0…51, got {spec.crfs}")
-    path = Path(cache) / f"embedded-{spec.digest()}.npz"
+    path = file_of(spec, cache)
     if path.exists():
         return path
     total = sum(getattr(spec, f"{split}_clips") for split in SPLITS)

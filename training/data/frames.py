@@ -177,16 +177,17 @@ def read_embedded(config: Config) -> dict[str, Frames]:
     return splits
 
 
-def read_manifest(where: str | pandas.DataFrame) -> dict[str, Frames]:
+def read_manifest(where: str | pandas.DataFrame, *, outside: bool = False) -> dict[str, Frames]:
     """The frames of a table of pairs by split, those that exist of train, val and test.
 
     Args:
         where: as :func:`.manifest.read` takes it, or what it gave.
+        outside: as of :func:`.manifest.read`.
 
     Raises:
         ValueError: everything that is wrong with the table.
     """
-    table = manifest.read(where) if isinstance(where, str) else where
+    table = manifest.read(where, outside=outside) if isinstance(where, str) else where
     # A frame is a raw picture; a raw picture that stands beside several of one compression is several frames.
     # Where there is none, every compressed picture is a frame.
     own = table["path_raw"].where(table["path_raw"] != "", "\n" + table["path_compressed"])

@@ -27,7 +27,7 @@ def load_splits(config: Config) -> dict[str, Split]:
     asked = config.learnt
     option = "qualities" if config.qualities else "compression"
     if config.manifest:
-        table = manifest.read(config.manifest)
+        table = manifest.read(config.manifest, outside=config.outside)
         if set(table["compression"]) == {manifest.UNNAMED} and len(names := set(asked) - {RAW}) == 1:
             table = table.assign(compression=names.pop())  # it is the one that was meant
         manifest.check_for_training(table, asked, option=option, teacher=not config.teacher_checkpoint)

@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 COLUMNS = ("path_raw", "path_compressed", "label", "split")
 PATHS, NEEDED = COLUMNS[:2], COLUMNS[1:]
 IDENTITY = ("dataset", "manipulation", "video_id")
+SHOWN = ("compression", "dataset", "manipulation")  # what results and reports name
 UNNAMED = "compressed"  # the compression of a table that does not say
 RAW = "raw"
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read(where: str, *, pictures: bool = True) -> pandas.DataFrame:
+def read(where: str, *, pictures: bool = True, outside: bool = False) -> pandas.DataFrame:
     """The table of pairs, checked.
 
     Args:
         where: a CSV or parquet file, several with commas between them, or a folder that prepare.py wrote.
         pictures: look whether every picture is there.
+        outside: take also what paths and links lead to outside of the folder that the file lies in.
 
     Returns:
         One row per pair, in the order of the files, equal ones once. ``path_raw`` and ``path_compressed`` lead from the
@@ -52,7 +54,8 @@ def read(where: str, *, pictures: bool = True) -> pandas.DataFrame:
     """
     problems = Problems(f"manifest {files.shown(where)}")
     paths = _files(str(where))
-    parts = [_part(path, problems.of(files.shown(path)) if len(paths) > 1 else problems, pictures) for path in paths]
+    told = [problems.of(files.shown(path)) if len(paths) > 1 else problems for path in paths]
+    parts = [_part(path, of, pictures, outside) for path, of in zip(paths, told, strict=True)]
     if parts := [part for part in parts if part is not None]:
         table = pandas.concat(parts, ignore_index=True)
         _check_agreement(table, problems)
@@ -102,7 +105,7 @@ def check_for_training(
     problems.check()
 
 
-def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | None:
+def _part(path: Path, problems: Problems, pictures: bool, outside: bool) -> pandas.DataFrame | None:
     """One file of a manifest, or None where columns are missing."""
     table = tables.read(path, "manifest")
     tables.require(table, NEEDED, problems)
@@ -110,7 +113,7 @@ def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | 
         said = f"expected 'path_raw', or no column of raw pictures, got {quoted(near)}"
         problems.add("columns", None, said)
     paths = [column for column in PATHS if column in table]
-    _make_whole(table, paths, path.parent, problems, pictures)
+    _make_whole(table, paths, path.parent, problems, pictures, outside)
     for column, understand in (("label", tables.labels), ("split", tables.splits)):
         if column in table:
             table[column] = understand(table[column], problems)
@@ -135,37 +138,50 @@ def _part(path: Path, problems: Problems, pictures: bool) -> pandas.DataFrame | 
         if column != "twin" and not empty.all():  # to have no twin is no fault
             fault = empty & (raw != "") if column == "reference" else empty
             problems.add(column, fault, "empty, though other rows have it")
-        table[column] = cells.where(~empty, default)
+        table[column] = cells = cells.where(~empty, default)
+        if column in SHOWN:
+            wrong = cells.str.contains(files.CONTROLS)
+            problems.add(column, wrong, f"expected no control characters, got {quoted(cells[wrong].unique())}")
     table["reference"] = table["reference"].where(raw != "", "")
     return table
 
 
-def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, problems: Problems, pictures: bool) -> None:
-    """Make paths whole, in place, and add those that lead to no file to the problems."""
+def _make_whole(
+    table: pandas.DataFrame, columns: list[str], folder: Path, problems: Problems, pictures: bool, outside: bool
+) -> None:
+    """Make paths whole, in place, and add those that lead to no file, or outside of the folder, to the problems."""
 
     @cache  # one listing of a folder costs a network disk what one question about a file does
-    def listed(head: str) -> tuple[str, set[str]]:
+    def listed(head: str) -> tuple[str, dict[str, bool]]:
+        """The folder, and whether each of its files is a link."""
         place = os.path.join(folder / head, "").removeprefix(os.path.join(os.curdir, ""))
         try:
             with os.scandir(place or os.curdir) as entries:
-                return place, {entry.name for entry in entries if entry.is_file()}
+                return place, {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
         except (OSError, ValueError):  # it is not there, or nothing could be
-            return place, set()
+            return place, {}
+
+    @cache
+    def below(place: str) -> bool:
+        return outside or files.inside(place or os.curdir, folder)
 
     def find(cell: str) -> tuple[str, str | None]:
-        """The path, and what is there if it is no file."""
+        """The path, and what is there if it is no file of the folder."""
         if not cell.strip():
             return "", "empty"
         head, tail = os.path.split(cell)
-        place, names = listed(head)
+        place, links = listed(head)
         path = place + tail
-        if tail in names or os.path.isfile(path):  # the system may take other capitals, or forbid to list
-            return path, None
-        for spelling in tables.spellings(cell)[1:]:
-            head, tail = os.path.split(spelling)
-            if os.path.isfile(other := listed(head)[0] + tail):
-                return other, None
-        return path, "a folder" if os.path.isdir(path) else "nothing"
+        if tail not in links and not os.path.isfile(path):  # the system may take other capitals, or forbid to list
+            for spelling in tables.spellings(cell)[1:]:
+                head, tail = os.path.split(spelling)
+                if os.path.isfile(other := listed(head)[0] + tail):
+                    path, (place, links) = other, listed(head)
+                    break
+            else:
+                return path, "a folder" if os.path.isdir(path) else "nothing"
+        elsewhere = not below(place) or (links.get(tail, True) and not below(path))
+        return path, "elsewhere" if elsewhere else None
 
     for column in columns:
         cells = table[column].astype(str)
@@ -175,6 +191,9 @@ def _make_whole(table: pandas.DataFrame, columns: list[str], folder: Path, probl
         paths, faults = (np.array(values, object)[codes] for values in zip(*map(find, cells.tolist()), strict=True))
         table[column] = paths
         problems.add(column, (faults == "empty") & (column != "path_raw"), "empty")
+        wrong = faults == "elsewhere"
+        got = quoted(dict.fromkeys(paths[wrong]))
+        problems.add(column, wrong, f"expected pictures in the folder of the manifest (outside=true: any), got {got}")
         for fault in ("nothing", "a folder") if pictures else ():
             wrong = faults == fault
             problems.add(column, wrong, f"expected a picture, found {fault} at {quoted(dict.fromkeys(paths[wrong]))}")
@@ -307,8 +326,11 @@ def status(folder: str | Path) -> list[Shard]:
         if match:
             key = int(match[1]), int(match[2])
             try:
-                state = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else {"finished": True}
-                shards[key] = Shard(*key, **state)
+                state = files.read_json(path) if path.suffix == ".json" else {"finished": True}
+                shards[key] = shard = Shard(*key, **state)
+                for name, kinds in (("videos", int | None), ("done", int), ("failed", dict), ("of", str)):
+                    if not isinstance(getattr(shard, name), kinds):
+                        raise TypeError(f"{name}: {getattr(shard, name)!r}")
                 if shards[key].of:
                     when = path.stat().st_mtime_ns, shards[key].of
                     latest[key[1]] = max(latest.get(key[1], when), when)

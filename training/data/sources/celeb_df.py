@@ -74,6 +74,8 @@ def _test_list(root: Path, path: Path) -> dict[str, int]:
     for line in lines:
         if words := line.split(maxsplit=1):
             if len(words) != 2 or words[0] not in ("0", "1"):
-                raise ValueError(f"source {root}: expected '1 folder/video.mp4' (1 = real) in '{path}', got '{line}'")
+                raise ValueError(
+                    f"source {root}: expected '1 folder/video.mp4' (1 = real) in '{path}', got '{shown(line)}'"
+                )
             testing[stem(words[1].strip().replace("\\", "/"))] = 1 - int(words[0])
     return testing

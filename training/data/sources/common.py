@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...files import shown
+from ...files import CONTROLS, LONGEST, shown
 from .. import images, video
 from ..tables import plain_path
 from ..video import Clip
@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 REAL = "real"  # the manipulation of real videos
 LEVEL = re.compile(r"raw|c[0-9]+")
 RAW_LEVELS = ("raw", "c0")
-LONGEST = 200  # bytes of one part of a name: file systems take 255, and endings come on top
+DEEPEST = 2000  # bytes of a whole name: systems take 4096, and the folder it lies in comes before
 LEFT_BY_SYSTEMS = {
     "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "system volume information",
     "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
@@ -307,12 +307,14 @@ def _refusal(key: str) -> str | None:
         longest = max(len(part.encode()) for part in parts)
     except UnicodeEncodeError:
         return "its name is no UTF-8"
-    if re.search(r"[\x00-\x1f\x7f]", key):
+    if re.search(CONTROLS, key):
         return f"its name {key!r} has a control character"
     if not {"", ".", ".."}.isdisjoint(parts):
         return f"its name '{key}' leads outside of a folder"
     if longest > LONGEST:
         return f"its name has a part of {longest} bytes, expected at most {LONGEST}"
+    if (total := len(key.encode())) > DEEPEST:
+        return f"its name has {total} bytes, expected at most {DEEPEST}"
     return None
 
 

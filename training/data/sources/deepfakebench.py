@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from ..tables import SPLITS
+from ...files import read_json, shown
+from ..tables import SPLITS, quoted
 from ..video import Clip
 from .common import (
     LEVEL,
@@ -25,6 +25,7 @@ from .common import (
 )
 from .splits import Draw, complete
 
+LEVELS = 4  # folders above a manifest, in which frames are looked for; DeepfakeBench itself needs three
 Names = tuple[str, str, str, str, str]  # dataset, label, split, level or "", video
 
 
@@ -37,7 +38,7 @@ def deepfakebench(path: Path, draw: Draw) -> Found:
         ValueError: it is no such manifest (naming the entry), or none of its frames is found.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"source '{path}': not JSON: {error}") from error
     entries = {names: _frames(entry, names, path) for names, entry in _entries(content, path)}
@@ -90,7 +91,7 @@ def _entries(content: object, path: Path) -> Iterator[tuple[Names, object]]:
 
     def inside(value: object, *names: str) -> dict:
         if not isinstance(value, dict):
-            where = f"'{'/'.join(names)}'" if names else "the whole"
+            where = quoted(["/".join(names)]) if names else "the whole"
             raise ValueError(
                 f"source '{path}': not a DeepfakeBench manifest: expected {{…}} for {where}, got {type(value).__name__}"
             )
@@ -101,7 +102,9 @@ def _entries(content: object, path: Path) -> Iterator[tuple[Names, object]]:
             for word, inner in inside(splits, dataset, label).items():
                 split = SPLITS.get(word.strip().lower())
                 if split is None:
-                    raise ValueError(f"source '{path}': expected train, val or test, got '{dataset}/{label}/{word}'")
+                    raise ValueError(
+                        f"source '{path}': expected train, val or test, got {quoted([f'{dataset}/{label}/{word}'])}"
+                    )
                 inside(inner, dataset, label, word)
                 levels = inner if inner and all(map(LEVEL.fullmatch, inner)) else {"": inner}
                 for level, videos in levels.items():
@@ -111,13 +114,15 @@ def _entries(content: object, path: Path) -> Iterator[tuple[Names, object]]:
 
 def _frames(entry: object, names: Names, path: Path) -> list[Path]:
     """The frames of an entry, relative or absolute; Windows' separators are taken."""
-    where = f"source '{path}': the video '{'/'.join(filter(None, names))}'"
+    where = f"source '{path}': the video {quoted(['/'.join(filter(None, names))])}"
     frames = entry.get("frames") if isinstance(entry, dict) else None
     if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
-        raise ValueError(f'{where}: expected {{"label": …, "frames": [paths]}}, got {str(entry)[:80]}')
+        raise ValueError(f'{where}: expected {{"label": …, "frames": [paths]}}, got {shown(str(entry)[:80])}')
     label = entry.get("label", names[1])
     if not isinstance(label, str) or _is_real(label) != _is_real(names[1]):
-        raise ValueError(f"{where}: expected a label like that of its group, '{names[1]}', got {label!r}")
+        raise ValueError(
+            f"{where}: expected a label like that of its group, {quoted([names[1]])}, got {quoted([label])}"
+        )
     return [Path(frame.replace("\\", "/")) for frame in frames]
 
 
@@ -139,9 +144,10 @@ def _behind(label: str, name: str, reals: dict[str, list[str]]) -> tuple[list[st
 
 def _root_of(path: Path, frames: list[Path]) -> Path:
     """The folder that frames are relative to: the first in which one of them lies."""
+    above = [folder for folder in path.resolve().parents if folder != folder.parent]  # not the root of all files
     folders = [
         root
-        for folder in path.resolve().parents
+        for folder in above[:LEVELS]
         for root in (folder, folder / "datasets" / "rgb", folder / "datasets", folder / "rgb")
         if root.is_dir()
     ]
@@ -152,5 +158,5 @@ def _root_of(path: Path, frames: list[Path]) -> Path:
     if not frames:
         raise ValueError(f"source '{path}': expected videos with frames, got none")
     raise ValueError(
-        f"source '{path}': its first frame '{frames[0]}' and all others lie below none of the folders above"
+        f"source '{path}': its first frame {quoted([frames[0]])} and all others lie below none of the folders above"
     )

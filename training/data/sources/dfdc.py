@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ...files import read_json, shown
 from ..tables import LABELS, NOTHING, SPLITS
 from .common import REAL, Found, Video, is_hidden, left_out, listing, stem, usable
 from .splits import Draw, complete
@@ -50,7 +50,7 @@ def dfdc(root: Path, draw: Draw) -> Found:
     for path in lists:
         folder = path.parent.relative_to(root).as_posix()
         for name, entry in _entries(path).items():
-            label, split = _label_and_split(entry, f"source {root}: '{path}', '{name}'")
+            label, split = _label_and_split(entry, f"source {root}: '{path}', '{shown(name)}'")
             video_id = name if folder == "." else f"{folder}/{name}"
             on_disk = video_id if video_id in clips else by_stem.get(stem(video_id))
             if on_disk is None:
@@ -83,7 +83,7 @@ def dfdc(root: Path, draw: Draw) -> Found:
 
 def _entries(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"source '{path}': not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -94,7 +94,7 @@ def _entries(path: Path) -> dict[str, object]:
 def _label_and_split(entry: object, where: str) -> tuple[int, str]:
     """1 for a fake; and the split, empty where the entry has none."""
     if not isinstance(entry, dict) or str(entry.get("label")).lower() not in LABELS:
-        raise ValueError(f'{where}: expected {{"label": "FAKE" or "REAL", …}}, got {str(entry)[:80]}')
+        raise ValueError(f'{where}: expected {{"label": "FAKE" or "REAL", …}}, got {shown(str(entry)[:80])}')
     word = entry.get("split", entry.get("set")) or ""
     if word and str(word).lower() not in SPLITS:
         raise ValueError(f"{where}: expected the split train, val or test, got {word!r}")

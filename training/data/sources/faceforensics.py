@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...files import read_json, shown
 from ..video import Clip
 from .common import (
     LEVEL,
@@ -123,11 +123,13 @@ def _official_splits(root: Path) -> dict[str, tuple[str, str]]:
                 "ondyari/FaceForensics on GitHub; without a folder 'splits', draw_splits=true draws whole id pairs"
             )
         try:
-            pairs = [(str(a), str(b)) for a, b in json.loads(path.read_text(encoding="utf-8-sig"))]
+            pairs = [(str(a), str(b)) for a, b in read_json(path)]
         except (ValueError, TypeError) as error:
             raise ValueError(f"source {root}: expected pairs of ids in '{path}': {error}") from error
         for one, other in [*pairs, *((b, a) for a, b in pairs)]:
             if one in found:
-                raise ValueError(f"source {root}: the identity '{one}' is in the splits {found[one][0]} and {split}")
+                raise ValueError(
+                    f"source {root}: the identity '{shown(one)}' is in the splits {found[one][0]} and {split}"
+                )
             found[one] = split, other
     return found

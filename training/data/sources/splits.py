@@ -182,13 +182,13 @@ def check(videos: Iterable[Video], splits: list[str], source: str) -> None:
                 if other is video or (other.split == video.split and what != "video"):
                     continue
                 if other.split == video.split:
-                    told = f"'{shown(other.path)}' and '{shown(video.path)}' are both called '{name}'"
+                    told = f"'{shown(other.path)}' and '{shown(video.path)}' are both called '{shown(name)}'"
                 elif what == "video":
-                    told = f"'{name}' is in the splits {other.split} and {video.split}"
+                    told = f"'{shown(name)}' is in the splits {other.split} and {video.split}"
                 else:
                     told = (
                         f"'{other.key}' is in the split {other.split} and '{video.key}' in {video.split}, "
-                        f"but they share the {what} '{name}'"
+                        f"but they share the {what} '{shown(name)}'"
                     )
                 hint = "; draw_val=true draws a validation split instead" if "val" in (other.split, video.split) else ""
                 raise ValueError(f"source {source}: {told}{hint if other.split != video.split else ''}")
