@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 from test_video import LOSSLESS, encoded, numbered, numbers, quarters, reason, remux, write
 
 from training.data import images, video
@@ -198,10 +200,29 @@ def test_what_is_no_clip(tmp_path):
 
 def test_frames_beyond_the_budget_are_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", numbered(2), aspect=Fraction(2, 1))
-    monkeypatch.setattr(images, "MAX_PIXELS", 2 * WIDTH * HEIGHT - 1)
+    pictures = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for picture in pictures:
+        Image.new("RGB", (WIDTH, HEIGHT)).save(picture)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(
+        tmp_path / "a.gif", append_images=[Image.new("RGB", (WIDTH, HEIGHT), "red")], save_all=True
+    )
+    monkeypatch.setattr(images, "MAX_FRAME_PIXELS", 2 * WIDTH * HEIGHT - 1)
     assert reason(path) == "has 128 × 48 pixels, more than 6143"
-    monkeypatch.setattr(images, "MAX_PIXELS", WIDTH * HEIGHT - 1)
-    assert reason(path) == "has 64 × 48 pixels, more than 3071"
+    assert len(list(video.read(pictures))) == len(list(video.read(tmp_path / "a.gif"))) == 2
+    monkeypatch.setattr(images, "MAX_FRAME_PIXELS", WIDTH * HEIGHT - 1)
+    assert len(list(video.read(pictures[:1]))) == 1, "a picture alone is no frame of a clip"
+    for clip in (path, pictures, tmp_path / "a.gif"):
+        assert reason(clip).endswith("has 64 × 48 pixels, more than 3071")
+
+
+def test_a_later_frame_of_a_gif_beyond_the_budget_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "red")])
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    size = data.rindex(b",\0\0\0\0\4\0\4\0") + 5
+    data[size : size + 4] = struct.pack("<HH", 9000, 9000)
+    (tmp_path / "a.gif").write_bytes(data)
+    first, second = images.frames(tmp_path / "a.gif")
+    assert first.shape == (4, 4, 3) and str(second) == "has 9000 × 9000 pixels, more than 33554432"
 
 
 def test_text_in_another_encoding_does_no_harm(tmp_path):

@@ -44,14 +44,21 @@ ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif", ".avifs"})
 """Endings of files that may hold an animation, in lower case."""
 
 MAX_PIXELS = 2**27
-"""The most pixels of a picture, and of a frame of a clip."""
+"""The most pixels of a picture."""
+
+MAX_FRAME_PIXELS = 2**25
+"""The most pixels of a frame of a clip, 8K: encoders hold about fifty at a time."""
 
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are laid on: white, the page of a viewer."""
 
 
-def read(path: Path | str) -> np.ndarray:
+def read(path: Path | str, most: int | None = None) -> np.ndarray:
     """A picture as a viewer shows it, of an animation the first frame.
+
+    Args:
+        path: the file.
+        most: pixels that it may have; None: :data:`MAX_PIXELS`.
 
     - Transparent pixels are laid on :data:`BACKGROUND`.
     - The orientation tag is obeyed; one that is no integer 1…8, or EXIF that cannot be parsed, means upright.
@@ -63,9 +70,9 @@ def read(path: Path | str) -> np.ndarray:
         ``(H, W, 3)`` uint8, RGB.
 
     Raises:
-        BrokenFile: it cannot be opened or decoded, or has more than :data:`MAX_PIXELS`; the reason has no path.
+        BrokenFile: it cannot be opened or decoded, or has more pixels; the reason has no path.
     """
-    with _opened(path) as image:
+    with _opened(path, most) as image:
         return _pixels(image, 0)
 
 
@@ -76,9 +83,9 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     be decoded its error is given; those after it follow where Pillow can pass it, composed on what it left.
 
     Raises:
-        BrokenFile: it cannot be opened.
+        BrokenFile: it cannot be opened, or has more than :data:`MAX_FRAME_PIXELS`.
     """
-    with _opened(path) as image:
+    with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
         for number in _shown(image):
             try:
@@ -109,10 +116,10 @@ def is_animation(path: Path | str) -> bool:
         return False
 
 
-def check_size(width: int, height: int) -> None:
-    """Raise BrokenFile for more pixels than :data:`MAX_PIXELS`."""
-    if width * height > MAX_PIXELS:
-        raise BrokenFile(f"has {width} × {height} pixels, more than {MAX_PIXELS}")
+def check_size(width: int, height: int, most: int | None = None) -> None:
+    """Raise BrokenFile for more pixels than ``most``, or than :data:`MAX_PIXELS`."""
+    if width * height > (most := most or MAX_PIXELS):
+        raise BrokenFile(f"has {width} × {height} pixels, more than {most}")
 
 
 def reason(error: Exception) -> str:
@@ -173,13 +180,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
+def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
     """An image within the budget; whatever is raised by a decoder becomes BrokenFile."""
     try:
         with _quiet():
             image = Image.open(path, formats=FORMATS)
         with image:
-            check_size(*image.size)
+            check_size(*image.size, most)
             _scale_key(image)
             yield image
     except BrokenFile:
@@ -257,6 +264,7 @@ def _pixels(image: Image.Image, number: int) -> np.ndarray:
     """A frame of an image, ``(H, W, 3)`` uint8."""
     if number:
         image.seek(number)
+        check_size(*image.size, MAX_FRAME_PIXELS)  # that of a GIF may be larger than the first
     image.load()
     transparency = image.info.get("transparency")
     if image.mode.startswith("I") or image.mode == "F":

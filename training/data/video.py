@@ -233,7 +233,7 @@ def keep(
 def _pictures(paths: tuple[Path, ...]) -> Iterator[np.ndarray | BrokenFile]:
     for path in paths:
         try:
-            yield images.read(path)
+            yield images.read(path, images.MAX_FRAME_PIXELS if len(paths) > 1 else None)
         except BrokenFile as error:
             yield error
 
@@ -261,7 +261,7 @@ def _filled(pictures: Iterable[np.ndarray | BrokenFile]) -> Iterator[tuple[av.Vi
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, av.VideoCodecContext]]:
     """A file, its best stream of pictures and the decoder for it; whatever is raised becomes BrokenFile."""
-    budget = {"max_pixels": str(images.MAX_PIXELS)}
+    budget = {"max_pixels": str(images.MAX_FRAME_PIXELS)}
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS} | budget
     try:
         try:
@@ -276,7 +276,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
             if not streams:
                 raise BrokenFile("there is no decoder for its pictures")
             stream = max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
-            images.check_size(stream.width, stream.height)
+            images.check_size(stream.width, stream.height, images.MAX_FRAME_PIXELS)
             decoder = stream.codec_context
             if stream.metadata.get("alpha_mode") == "1" and decoder.name in WITH_ALPHA:
                 decoder = av.CodecContext.create(WITH_ALPHA[decoder.name], "r")
@@ -368,5 +368,5 @@ def _square(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]
     if not aspect or not 0.1 <= aspect <= 10 or 0.99 < aspect < 1.01:
         return width, height
     width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
-    images.check_size(width, height)
+    images.check_size(width, height, images.MAX_FRAME_PIXELS)
     return width, height
