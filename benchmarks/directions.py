@@ -103,7 +103,7 @@ def main() -> None:
     losses = by_sampling(3, spread_of_the_loss)
     results = {"draws": DRAWS, "sliced_wasserstein": distances, "loss_draws": LOSS_DRAWS, "multi_view_loss": losses}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "directions.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "directions.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(distances, RESULTS / "directions.png")
     for name, shares in losses.items():
         print(f"{name:<12} loss ±{shares['loss']:.2%}   gradient ±{shares['gradient']:.1%}")

@@ -36,7 +36,7 @@ def stamp() -> dict[str, object]:
 
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
     versions = {"add_ops": add_ops.__version__, "python": platform.python_version()}
     for package in ("torch", "triton", "numpy", "torchvision"):

@@ -34,7 +34,7 @@ def _peak(entry: Entry, shape: Shape, provider: Provider, device: torch.device) 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
         before = _resident("VmRSS")
     value, gradient = provider.run(entry, inputs, shape, upstream)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM")
@@ -42,7 +42,7 @@ def _peak(entry: Entry, shape: Shape, provider: Provider, device: torch.device) 
 
 
 def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 

@@ -201,7 +201,7 @@ def main() -> None:
             for name, timing in by_provider.items()
         ]
         text = json.dumps({**stamp, "quick": options.quick, "bars": lines, "rows": rows}, indent=1, ensure_ascii=False)
-        (RESULTS / "point_sets.json").write_text(text + "\n")
+        (RESULTS / "point_sets.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def write(results: dict[str, Any], rows: list[Row], finished: bool) -> None:
     day = results["date"][:10]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}-{day}.json"
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if finished and rows[-1].entry in PRIMITIVES:
         chosen = [row for row in rows if row.entry == rows[-1].entry]
         title = f"{chosen[0].entry}, batch {chosen[0].sizes['batch']}, float32 · {machine}, "

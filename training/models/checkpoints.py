@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from ..config import Config, load_config
-from ..files import shown, write_whole
+from ..files import read_json, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
 from .weights import read_metadata, read_torch, read_weights
@@ -76,7 +76,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         sums = {path.name: sha256(path) for path in draft.iterdir()}
-        (draft / "sums.json").write_text(json.dumps(sums))
+        (draft / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
         if not final.exists():
             os.rename(draft, final)
         for path in _checkpoints(folder)[KEPT:]:
@@ -101,7 +101,7 @@ def last_checkpoint(
     damaged = []
     for path in _checkpoints(folder):
         try:
-            sums = json.loads((path / "sums.json").read_text())
+            sums = read_json(path / "sums.json")
             if changed := [name for name, value in sums.items() if sha256(path / name) != value]:
                 raise ValueError(f"not as they were written: {', '.join(changed)}")
         except (ValueError, OSError, AttributeError) as error:

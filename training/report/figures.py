@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from ..files import shown
 from .log import term_names
 from .results import ALL, ON_RAW, Row
 
@@ -36,6 +37,7 @@ DARK = {
     "colors": ["#2cc79b", "#e6b034", "#56b4e9", "#ff8c4d", "#d79bc4", "#b0b0b0"],
 }
 THEMES = {"light": LIGHT, "dark": DARK}
+MOST = 200  # characters of a name: a text is drawn whole, however long
 FONTS = ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"]
 
 
@@ -101,6 +103,13 @@ def render(draw: Callable[[Theme], Figure], models: list[str]) -> dict[str, byte
     return result
 
 
+def plain(name: object) -> str:
+    """A name as a text of Matplotlib, which it neither reads as mathematics nor leaves out of a legend."""
+    text = shown(name)
+    text = text if len(text) <= MOST else f"{text[: MOST - 1]}…"
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def samples(theme: Theme, images: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
     """Frames before and after compression, and the difference of the first and the last row.
 
@@ -126,7 +135,7 @@ def samples(theme: Theme, images: dict[str, np.ndarray], labels: np.ndarray) -> 
         axis.grid(False)
         axis.spines[:].set_visible(False)
     for row, name in enumerate([*images, "difference"]):
-        axes[row, 0].set_ylabel(name, color=theme.values["text"])
+        axes[row, 0].set_ylabel(plain(name), color=theme.values["text"])
     return figure
 
 
@@ -177,7 +186,7 @@ def roc(theme: Theme, rows: list[Row], summary: dict) -> Figure:
         if np.isnan(auc["value"]):
             continue
         if not several or row.quality == ALL or row.model == ON_RAW:
-            left.plot(*roc_curve(row.outcome.labels, row.outcome.scores)[:2], color=color, label=row.name)
+            left.plot(*roc_curve(row.outcome.labels, row.outcome.scores)[:2], color=color, label=plain(row.name))
             error = summary[row.name]["eer"]["value"]
             left.plot(error, 1 - error, "o", color=color, markersize=5)
         right.plot([auc["low"], auc["high"]], [y, y], color=color, linewidth=5, alpha=0.45, solid_capstyle="round")
@@ -201,7 +210,7 @@ def roc(theme: Theme, rows: list[Row], summary: dict) -> Figure:
     left.set_aspect("equal", anchor="N")
     if left.get_legend_handles_labels()[0]:
         left.legend(loc="lower right", handlelength=1.2)
-    right.set(title="AUC, bar: 95 % interval", yticks=places, yticklabels=[row.name for row in rows])
+    right.set(title="AUC, bar: 95 % interval", yticks=places, yticklabels=[plain(row.name) for row in rows])
     right.set_ylim(y - 0.5, places[0] + 0.6)
     right.tick_params(axis="y", length=0, labelcolor=theme.values["text"])
     right.grid(False, axis="y")
@@ -306,9 +315,10 @@ def compression_gap(theme: Theme, rows: list[dict]) -> Figure:
                 )
                 known = np.isfinite(low)
                 axis.vlines(x[known], low[known], high[known], color=theme.color(name), linewidth=4, alpha=0.35)
-                axis.plot(x, value, color=theme.color(name), marker="o", markersize=5.5, label=name)
+                axis.plot(x, value, color=theme.color(name), marker="o", markersize=5.5, label=plain(name))
             axis.axhline(0.5, color=theme.values["muted"], linewidth=1, linestyle=":")
-            axis.set(title=f"{dataset}: AUC of {level}s", xticks=range(len(qualities)), xticklabels=qualities)
+            axis.set(title=f"{plain(dataset)}: AUC of {level}s", xticks=range(len(qualities)))
+            axis.set_xticklabels([plain(quality) for quality in qualities])
             axis.set_xlim(-0.3, len(qualities) - 0.7)
             axis.grid(False, axis="x")
         across[0].set_ylabel("AUC, bar: 95 % interval")
@@ -338,8 +348,9 @@ def cross_compression(theme: Theme, rows: list[dict]) -> Figure:
             ink = theme.values["text"] if np.isnan(value) else LIGHT["text"] if value > 0.75 else DARK["text"]
             matched = trained[theme.models[i]] == qualities[j]
             axis.text(j, i, text, ha="center", va="center", color=ink, fontweight="bold" if matched else None)
-        axis.set(title=dataset, xticks=range(len(qualities)), xticklabels=qualities, xlabel="tested on")
-        axis.set_yticks(range(len(labels)), labels)
+        axis.set(title=plain(dataset), xticks=range(len(qualities)), xlabel="tested on")
+        axis.set_xticklabels([plain(quality) for quality in qualities])
+        axis.set_yticks(range(len(labels)), [plain(label) for label in labels])
         axis.tick_params(length=0, labelcolor=theme.values["text"])
         axis.grid(False)
         axis.spines[:].set_visible(False)

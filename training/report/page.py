@@ -17,7 +17,7 @@ import add_ops
 from ..config import Config
 from ..data.embedded import load_photograph
 from ..data.frames import RAW, Split, embedded_spec
-from ..files import write_text
+from ..files import read_json, write_text
 from ..models.detector import Detector
 from . import figures, intervals, metrics, probe, results, sentences, tables
 from .log import read_rows
@@ -41,7 +41,8 @@ def _figure(pictures: dict[str, bytes], heading: str, caption: str) -> str:
     light, dark = (f"data:image/png;base64,{base64.b64encode(pictures[theme]).decode()}" for theme in ("light", "dark"))
     return (
         f'<figure><h2>{heading}</h2><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{html.escape(heading)}"></picture><figcaption>{caption}</figcaption></figure>'
+        f'<img src="{light}" alt="{html.escape(heading)}"></picture>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
 
@@ -67,7 +68,7 @@ def _facts(seconds: dict[str, float], splits: dict[str, Split]) -> dict[str, str
 def _opened(folder: Path) -> int:
     """How often the test split was opened for this folder's report, this time included."""
     try:
-        earlier = json.loads((folder / "results.json").read_text(encoding="utf-8")).get("opened", 1)
+        earlier = read_json(folder / "results.json").get("opened", 1)
         return earlier + 1 if isinstance(earlier, int) else 2
     except FileNotFoundError:
         return 1
@@ -111,7 +112,7 @@ def write(
     if photographs:
         said.insert(1, sentences.of_photographs(photographs))  # it limits the first
     facts, opened = _facts(seconds, splits), _opened(folder)
-    logged = read_rows(folder / "metrics.jsonl")
+    logged = [row for row in read_rows(folder / "metrics.jsonl") if row["model"] in ("teacher", *config.students)]
     terms = {title(role): results.terms(logged, role) for role in config.students}
     terms = {model: found for model, found in terms.items() if found}
     values = {"models": summary, "differences": {c.name: c.cells for c in compared}, "verdicts": said}
@@ -259,7 +260,7 @@ def _page(
     times = {1: "once", 2: "twice"}.get(opened, f"{opened} times")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(config.name)} · ADD distillation</title><style>{STYLE.read_text()}</style></head>
+<title>{html.escape(config.name)} · ADD distillation</title><style>{STYLE.read_text(encoding="utf-8")}</style></head>
 <body><main>
 <header><p class="kicker">ADD distillation · report</p><h1>{html.escape(config.name)}</h1>
 <p>{who} {seen}.

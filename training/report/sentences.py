@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import groupby
 
+from ..files import shown
 from . import intervals
 from .results import ALL, Comparison, Row
 
@@ -29,7 +30,8 @@ def span(cell: dict[str, float], *, signed: bool = False) -> str:
 
 def text_table(rows: list[dict[str, str | dict[str, float]]]) -> str:
     """A table for a terminal: a row's keys name the columns, a cell with an interval is written by :func:`span`."""
-    lines = [list(rows[0])] + [[cell if isinstance(cell, str) else span(cell) for cell in row.values()] for row in rows]
+    lines = [list(rows[0])]
+    lines += [[shown(cell) if isinstance(cell, str) else span(cell) for cell in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
