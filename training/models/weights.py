@@ -8,16 +8,15 @@ model's names are found with fitting shapes is taken off.
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import sys
+import tarfile
 import warnings
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import BrokenFile, shown
+from . import pickles
 
 HEAD = re.compile(r"(?:last_linear|fc|classifier|head)(?:\.\d+)?\.(weight|bias)")
 WRAPPED = re.compile(r"(?:^|(?<=\.))_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")  # at any depth
@@ -34,81 +34,17 @@ Tensors = Mapping[str, Tensor]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"  # of batch normalisation; older files have none, and evaluation reads none
 LISTED = 6  # names that a message shows
+DEEPEST = 100  # containers within each other
 MANY = 100_000  # names up to which what a file holds in several places gets a name for each
+PACKED = 20  # times as large a file may become by unpacking
 FOREIGN = {  # how files begin that are mistaken for weights, and what to do about them
     rb"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull",
     rb"\s*<": "a page of the web, not the file: download it again",
     rb"\s*[{[]": "JSON, not weights; of an index, put the shards that it names into one file",
-    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|(?s:.{257}ustar)": "an archive: unpack it",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!": "an archive: unpack it",
     rb"(?s:\x80[\2-\5](?!.{,20}\xfc\x9cF\xf9))": "a plain pickle: load it in Python and torch.save its tensors by name",
     rb"[\s -~]+\Z": "text, not weights",
 }
-
-
-class _Inert:
-    """Stands in for every other class and function of a pickle: it takes what it is given and does nothing."""
-
-    dump_patches = False  # which torch asks of the classes of old files
-    dtype = torch.uint8  # and of storages: UntypedStorage is bytes
-
-    def __new__(cls, *arguments: object, **_: object) -> _Inert:
-        self = super().__new__(cls)
-        self.contents = dict(enumerate(arguments))
-        return self
-
-    def __setstate__(self, state: object) -> None:
-        for part in state if isinstance(state, tuple) else (state,):  # a pair where the object has slots
-            self.contents |= part if isinstance(part, Mapping) else {len(self.contents): part}
-
-    def __setitem__(self, key: object, value: object) -> None:
-        self.contents[key] = value
-
-    def append(self, value: object) -> None:
-        self.contents[len(self.contents)] = value
-
-
-class _Allowed:
-    """A function or class that a pickle may call, in a shell whose attributes the pickle cannot set."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable) -> None:
-        self.call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self.call(*arguments)
-
-    def __setstate__(self, _: object) -> None:
-        raise pickle.UnpicklingError("a state for a function")
-
-
-REBUILD = ("tensor", "tensor_v2", "tensor_v3", "qtensor", "parameter", "parameter_with_state")
-BUILTIN = (set, frozenset, slice, complex, bytes, bytearray)
-ALLOWED = {
-    **{f"torch._utils._rebuild_{name}": getattr(torch._utils, f"_rebuild_{name}") for name in REBUILD},
-    "torch._utils._rebuild_sparse_tensor": lambda *_: torch.empty(0, 0, layout=torch.sparse_coo),  # to be named
-    **{f"builtins.{kind.__name__}": kind for kind in BUILTIN},
-    **{f"collections.{kind.__name__}": kind for kind in (OrderedDict, Counter, defaultdict)},
-    "torch.Size": torch.Size,
-    "torch.device": torch.device,
-    "torch._tensor._rebuild_from_type_v2": lambda rebuild, _, arguments, __: rebuild(*arguments),  # has attributes
-    "_codecs.encode": lambda text, _: text.encode("latin1"),  # how older protocols write bytes
-    "builtins.getattr": lambda *_: _Inert,  # a class within a class
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Looks up only containers and what builds tensors; ``weights_only`` refuses modules pickled whole in 2018."""
-
-    def find_class(self, module: str, name: str) -> object:
-        module = "builtins" if module == "__builtin__" else module
-        if call := ALLOWED.get(f"{module}.{name}"):
-            return _Allowed(call)
-        found = getattr(torch, name, None) if module == "torch" else None
-        return found if isinstance(found, torch.dtype | torch.qscheme) else _Inert
-
-
-_PICKLE = SimpleNamespace(__name__="inert", Unpickler=_Unpickler, load=lambda f, **how: _Unpickler(f, **how).load())
 
 
 def read_torch(path: str | Path) -> object:
@@ -130,14 +66,26 @@ def read_torch(path: str | Path) -> object:
                 return load_file(path)
             if beginning[:2] == b"PK":
                 _check_zip(path)
+            elif _is_tar(path):  # torch would unpack it: links, devices and all
+                raise BrokenFile("an archive: unpack it")
             file.seek(0)  # latin1 reads the byte strings of Python 2, too
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_PICKLE, encoding="latin1")
+            return torch.load(
+                file, map_location="cpu", weights_only=False, pickle_module=pickles.MODULE, encoding="latin1"
+            )
     except Exception as error:  # torch answers foreign bytes with whatever error they happen to cause
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, BrokenFile) and beginning[8:9] != b"{":
             reason = next((what for start, what in FOREIGN.items() if re.match(start, beginning)), reason)
         got = f"got: {_shown(reason, 300)}"
         raise ValueError(f"weights {shown(path)}: expected a safetensors or torch file of weights, {got}") from error
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _check_zip(path: Path) -> None:
@@ -149,6 +97,9 @@ def _check_zip(path: Path) -> None:
             raise BrokenFile("a TorchScript program, which would have to be run")
         if "data.pkl" not in names:
             raise BrokenFile(f"an archive of {_listed(archive.namelist()) or 'nothing'}: unpack it")
+        unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+        if unpacked > PACKED * packed:  # torch packs nothing
+            raise BrokenFile(f"an archive of {packed} bytes that unpacks to {unpacked}")
         if any(info.CRC for info in archive.infolist()) and (damaged := archive.testzip()):  # torch may write none
             raise BrokenFile(f"a damaged file: {damaged} in it is not as it was written")
 
@@ -185,7 +136,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read_named(path: str | Path) -> dict[str, tuple[Tensor, str]]:
-    if not (named := dict(_named(read_torch(path)))):
+    contents = read_torch(path)
+    try:
+        named = dict(_named(contents))
+    except RecursionError as error:
+        raise ValueError(f"weights {shown(path)}: expected containers at most {DEEPEST} deep") from error
+    if not named:
         arrays = "arrays of NumPy are to be made tensors by torch.from_numpy"
         raise ValueError(f"weights {shown(path)}: expected tensors by name (a state_dict), found none; {arrays}")
     return named
@@ -201,19 +157,21 @@ def _named(contents: object) -> Iterator[tuple[str, tuple[Tensor, str]]]:
             yield prefix[:-1], (value.detach(), container)
             continue
         known = above if names <= MANY else seen  # pickles may hold themselves, and a part in many places
-        if id(value) in known or not isinstance(value, Mapping | list | tuple | set | frozenset | _Inert):
+        if id(value) in known or not isinstance(value, Mapping | list | tuple | set | frozenset | pickles.Inert):
             continue
         seen.add(id(value))
-        is_module = isinstance(value, _Inert) and {"_parameters", "_modules"} <= value.contents.keys()
+        is_module = isinstance(value, pickles.Inert) and {"_parameters", "_modules"} <= value.contents.keys()
         if is_module:
             kinds = ("_parameters", "_buffers", "_modules")
             held = [part.items() for kind in kinds if isinstance(part := value.contents.get(kind), Mapping)]
             unsaved = value.contents.get("_non_persistent_buffers_set") or ()
             items = [item for part in held for item in part if item[0] not in unsaved]
-        elif isinstance(value, _Inert | Mapping):
-            items = list((value.contents if isinstance(value, _Inert) else value).items())
+        elif isinstance(value, pickles.Inert | Mapping):
+            items = list((value.contents if isinstance(value, pickles.Inert) else value).items())
         else:
             items = list(enumerate(value))
+        if len(above) >= DEEPEST:
+            raise RecursionError
         names += len(items)
         inside = container if in_module and is_module else prefix
         above = (*above, id(value))
@@ -392,7 +350,7 @@ def _fitted(value: Tensor, own: Tensor, in_head: bool) -> Tensor | str:
     shape = tuple(value.shape)
     if value.shape[2:] in ((), (1, 1)) and own.shape[2:] in ((), (1, 1)):
         value = value.reshape(value.shape[:2] + own.shape[2:])
-    if in_head and value.shape[:1] == (1,) and own.shape[:1] == (2,):
+    if in_head and value.shape == (1, *own.shape[1:]) and own.shape[:1] == (2,):
         value = torch.cat([torch.zeros_like(value), value])
     if value.shape != own.shape:
         return f"{shape}, the model's is {tuple(own.shape)}"
