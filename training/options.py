@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from .files import shown_lines
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
+LARGEST = 1_000_000  # characters of a YAML file with its aliases written out
 O = TypeVar("O")  # noqa: E741 - a dataclass of options
 
 
@@ -55,6 +57,9 @@ def run(
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the command's file is imported
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a locale without "–" must not cost what was worked out
     try:
         about = sys.modules[work.__module__].__doc__
         return work(read(sys.argv[1:] if argv is None else argv, kind, command, default, about)) or 0
@@ -122,12 +127,15 @@ def mapping(path: str | Path) -> dict[str, Any]:
     """What stands in a YAML file of ``key: value`` lines.
 
     Raises:
-        ValueError: it cannot be read, is no such file, or has a key twice.
+        ValueError: it cannot be read, is no such file, has a key twice, or aliases make too much of it.
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"config {path}: cannot be read: {' '.join(str(error).split())}") from error
+        if _size(values, {}) > LARGEST:
+            raise ValueError(f"expected at most {LARGEST} characters, its aliases make more of it")
+    except Exception as error:  # PyYAML answers odd tags with whatever error they happen to cause
+        odd = "" if isinstance(error, OSError | ValueError | yaml.YAMLError) else f"{type(error).__name__}: "
+        raise ValueError(f"config {path}: cannot be read: {odd}{' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config {path}: expected 'key: value' lines, got {type(values).__name__}")
     return values
@@ -137,10 +145,29 @@ class _Once(yaml.SafeLoader):
     """YAML in which no key stands twice: the last would win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if again := [key for key in keys if keys.count(key) > 1]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if again := [key for key, count in keys.items() if count > 1]:
             raise yaml.constructor.ConstructorError(problem=f"the key '{again[0]}' stands twice")
+        if "<<" in keys:  # which aliases of aliases make as long as they like
+            raise yaml.constructor.ConstructorError(problem="the key '<<', which merges others, is not read")
         return super().construct_mapping(node, deep)
+
+
+def _size(value: object, known: dict[int, int | None]) -> int:
+    """How many characters a value is about, written out; ``known`` are the sizes of the containers met before.
+
+    Raises:
+        ValueError: it holds itself.
+    """
+    if not isinstance(value, dict | list | tuple | set):
+        return len(value) if isinstance(value, str | bytes) else 1
+    if id(value) not in known:
+        known[id(value)] = None
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    if (found := known[id(value)]) is None:
+        raise ValueError("an alias stands within what it stands for")
+    return found
 
 
 def _parser(kind: type, about: str, usage: str) -> ArgumentParser:
@@ -163,12 +190,20 @@ def _of_file(path: str | Path, kind: type) -> list[tuple[str, str]]:
     values, hints = mapping(path), get_type_hints(kind)
     check_keys(list(values), str(path), kind)
 
-    def text(value: object, hint: object) -> str:
+    def text(key: str, value: object) -> str:
+        hint = hints[key]
+        if isinstance(value, dict | set | bytes) or (isinstance(value, list) and not _is_list(hint)):
+            raise ValueError(
+                f"{key}: expected one value, or a list where it has several, got {type(value).__name__}, in {path}"
+            )
         if _is_list(hint) and not isinstance(value, list) and value is not None:
             value = [value]
-        return str(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        said = str(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        if "str" not in str(hint) and re.search("[&*]", said):  # it will be read as YAML once more
+            raise ValueError(f"{key}: expected no aliases within a text, in {path}")
+        return said
 
-    return [(key, text(value, hints[key])) for key, value in values.items()]
+    return [(key, text(key, value)) for key, value in values.items()]
 
 
 def _values(parser: ArgumentParser, pairs: list[tuple[str, str]], where: str) -> dict[str, Any]:
@@ -177,6 +212,7 @@ def _values(parser: ArgumentParser, pairs: list[tuple[str, str]], where: str) ->
     except Exception as error:  # jsonargparse raises its own family
         said = re.sub(r'Parser key "(\w+)": ', r"\1: ", " ".join(str(error).split()))
         said = re.sub(r"<class '(\w+)'>", r"\1", said)
+        said = said if len(said) <= 500 else f"{said[:500]}…"
         raise ValueError(f"{said}, in {where}") from error
     return {key: value for key, value in vars(namespace).items() if key != "config"}
 
