@@ -236,6 +236,7 @@ def test_paper_numbers_of_resnet50():
         ("workers=-1", "workers: expected at least 0, got -1"),
         ("seed=-1", "seed: expected at least 0"),
         ("image_size=31", "image_size: expected an even side"),
+        ("image_size=4098", "image_size: expected at most 4096, got 4098"),
         ("bins=0", "bins: expected at least 1 or null"),
         ("frequency_weights=[0,1,2,-4]", "frequency_weights: expected four weights >= 0"),
     ],

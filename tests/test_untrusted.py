@@ -17,13 +17,15 @@ import pandas
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from training import evaluate, files, options, predict
 from training.config import Config
-from training.data import crops, frames, manifest, sources
+from training.data import crops, frames, manifest, sources, tables
 from training.data.sources.common import Video, usable
+from training.models import checkpoints
 from training.models.weights import read_weights
-from training.report import figures, page, sentences
+from training.report import figures, log, page, sentences
 
 ROOT = Path(__file__).parents[1]
 EVIL = "=cmd|' /C calc'!A0"
@@ -211,6 +213,37 @@ def test_prediction_holds_few_large_frames_at_a_time(monkeypatch):
     assert [len(batch) for batch in predictor.batches(iter(faces))] == [1] * 7, "one frame is always looked at"
 
 
+def test_tables_of_more_cells_than_are_read(tmp_path, monkeypatch):
+    pandas.DataFrame({"a": ["x"] * 50, "b": [1] * 50}).to_parquet(tmp_path / "a.parquet")
+    assert len(tables.read(tmp_path / "a.parquet")) == 50
+    monkeypatch.setattr(tables, "MAX_CELLS", 99)
+    with pytest.raises(ValueError, match="at most 99 cells, not 50 rows of 2"):
+        tables.read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ["resnet18"]},
+        {"image_size": "64"},
+        {"image_size": 10**6},
+        {"mean": "a"},
+        {"mean": [0.5, 0.5]},
+        {"std": [0.0]},
+        {"std": 1},
+        {"mean": [None]},
+        "[" * 100_000,
+    ],
+)
+def test_what_a_file_of_weights_says_of_itself_is_believed_only_where_it_can_be(tmp_path, change):
+    note = {"name": "resnet18", "image_size": 64, "mean": [0.5], "std": [0.5, 0.5, 0.5]}
+    for said, ours in ((note, True), (note | change if isinstance(change, dict) else change, False)):
+        text = said if isinstance(said, str) else json.dumps(said)
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"add_ops": text})
+        (found,) = checkpoints.find_trained(tmp_path / "a.safetensors", checkpoints.Foreign(model="resnet18"))
+        assert found.ours == ours
+
+
 def torch_file(path: Path, code: bytes) -> Path:
     """A file as torch.save writes it, of a pickle by opcodes."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -391,6 +424,16 @@ def test_names_are_no_mathematics_and_are_left_out_of_no_legend():
 def test_a_caption_is_text():
     shown = page._figure({"light": b"", "dark": b""}, "Samples", "Compressed is <script>alert(1)</script> here.")
     assert "<script" not in shown and "&lt;script&gt;" in shown
+
+
+def test_a_name_that_tensorboard_does_not_take_costs_only_its_log(tmp_path, capsys):
+    folder = tmp_path / "caf\udcc3\udca9"  # as "café" comes where the locale is not UTF-8
+    written = log.Log(folder, True)
+    written.open("none", 0)
+    written.write(1, {"loss": 2.0})
+    written.close()
+    assert log.read_rows(folder / "metrics.jsonl") == [{"model": "none", "step": 1, "loss": 2.0}]
+    assert "TensorBoard takes no such name" in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -13,6 +13,7 @@ from .files import CONTROLS, LONGEST, readable
 from .options import load
 
 EMBEDDED = Path(__file__).parent / "configs" / "embedded.yaml"  # the main job
+LARGEST = 4096  # pixels of a side of the images that a network sees
 
 
 @dataclass
@@ -162,6 +163,8 @@ class Config:
         for name in ("frequency_weights", "multi_view_weights"):
             if len(weights := getattr(self, name)) != 4 or min(weights) < 0:
                 raise ValueError(f"{name}: expected four weights >= 0, one per stage, got {weights}")
+        if self.image_size > LARGEST:
+            raise ValueError(f"image_size: expected at most {LARGEST}, got {self.image_size}")
         if len(set(self.qualities)) != len(self.qualities):
             raise ValueError(f"qualities: expected different ones, got {self.qualities}")
         if len(self.fingerprint) != 2:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data.crops import Cropping
-from training.files import shown_lines
+from training.files import readable, shown_lines
 from training.models.checkpoints import Foreign, Trained, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, Stopped, run
@@ -60,7 +60,7 @@ def metadata(trained: Trained, model: Detector, margin: float) -> dict[str, str]
         "crop": f"square face box, {margin} times the face, resized to {size}×{size} (bicubic)",
         "architecture": trained.architecture,
         "trained_on": trained.trained_on,
-        "checkpoint": str(trained.path),
+        "checkpoint": readable(str(trained.path)),
     }
 
 

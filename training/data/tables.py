@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+from pyarrow import parquet
 
 from ..files import shown
 
@@ -21,6 +22,7 @@ LABELS = dict.fromkeys(("real", "original", "genuine", "pristine"), 0)
 LABELS |= dict.fromkeys(("fake", "forged", "manipulated", "deepfake", "synthetic"), 1)
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
+MAX_CELLS = 2**29  # of a parquet file
 NOTHING = ("none", "nan", "null")  # what scripts write into a cell without a name
 BOX = ("frame", "left", "top", "right", "bottom")
 
@@ -76,6 +78,9 @@ def read(path: str | Path, name: str = "table") -> pandas.DataFrame:
 
 def _parquet(content: bytes) -> pandas.DataFrame:
     try:  # from memory, for a path may look like a URL, or like a set with columns in the names of its folders
+        told = parquet.read_metadata(io.BytesIO(content))
+        if told.num_rows * told.num_columns > MAX_CELLS:  # a few bytes may stand for them
+            raise ValueError(f"at most {MAX_CELLS} cells, not {told.num_rows} rows of {told.num_columns}")
         table = pandas.read_parquet(io.BytesIO(content))
         table = table.reset_index(drop=not any(table.index.names))
     except Exception as error:  # pyarrow has a family of its own

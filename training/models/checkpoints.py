@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from ..config import Config, load_config
+from ..config import LARGEST, Config, load_config
 from ..files import read_json, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
@@ -291,9 +291,10 @@ def _note(path: Path) -> dict[str, Any] | None:
     """What :func:`save_weights` noted in a file; None in others."""
     try:
         note = json.loads(read_metadata(path).get(NOTE, "null"))
-    except ValueError:
+        Foreign(**{name: note[name] for name in ("image_size", "mean", "std")})
+        return note if isinstance(note["name"], str) and 0 < note["image_size"] <= LARGEST else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return note if isinstance(note, dict) and {"name", "image_size", "mean", "std"} <= note.keys() else None
 
 
 def _saved_config(folder: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ..files import write_text
+from ..files import shown, write_text
 from ..options import Stopped
 
 
@@ -34,14 +35,18 @@ class Log:
         rows = read_rows(path)
         kept = [row for row in rows if row["model"] != role or row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.board = SummaryWriter(str(self.folder / "tensorboard" / role), purge_step=step + 1)
+        try:
+            self.board = SummaryWriter(str(self.folder / "tensorboard" / role), purge_step=step + 1)
+        except UnicodeError:  # in a locale without UTF-8 it takes no other letters
+            self.board = None
+            print(f"note: TensorBoard takes no such name in this locale: {shown(self.folder)}", file=sys.stderr)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"model": self.role, "step": step} | values) + "\n")
-        for name, value in values.items():
+        for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -55,7 +60,7 @@ def read_rows(path: Path) -> list[dict]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and {"model", "step"} <= row.keys():
             rows.append(row)
