@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
@@ -38,19 +40,33 @@ def count(name: str, value: int) -> int:
     return value
 
 
+def operand(name: str, value: Tensor, dims: str, dtypes: Collection[torch.dtype] = FLOATS) -> None:
+    """What an operator asks of a tensor, whoever calls it: a dense one of shape ``dims`` ("B C H W"), any sizes."""
+    if value.dtype not in dtypes:
+        *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name}: expected {expected}, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if value.ndim != dims.count(" ") + 1:
+        raise ValueError(f"{name}: expected shape ({dims.replace(' ', ', ')}), got {tuple(value.shape)}")
+
+
+def shaped(name: str, value: Tensor, shape: Sequence[int], dtypes: Collection[torch.dtype] = FLOATS) -> None:
+    """The same of a tensor whose shape the others determine."""
+    if value.shape != shape or value.dtype not in dtypes or value.layout != torch.strided:
+        operand(name, value, " ".join(map(str, shape)), dtypes)
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
 def floating(name: str, value: Tensor, dims: str) -> Tensor:
     """A dense real floating-point tensor of shape ``dims`` ("B C H W"), of which only the first may be empty."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if not value.is_floating_point() or value.dtype.itemsize == 1:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}")
-    shape = "(" + ", ".join(dims.split()) + ")"
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
-    if value.ndim != len(dims.split()):
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(value.shape)}")
-    if any(size == 0 for size in value.shape[1:]):
-        raise ValueError(f"{name}: expected shape {shape} with only the first size 0 at most, got {tuple(value.shape)}")
+    operand(name, value, dims)
+    if 0 in value.shape[1:]:
+        expected = f"({dims.replace(' ', ', ')}) with only the first size 0 at most"
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
     return value
 
 

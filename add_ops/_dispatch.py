@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
@@ -27,19 +28,29 @@ library = torch.library.Library("add_ops", "DEF")
 
 _references: dict[str, Callable[..., Any]] = {}
 _kernels: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {}
+_functions: dict[str, type[torch.autograd.Function]] = {}
 _missing: dict[str, str] = {"cpp": "no kernels in this version", "triton": "no kernels in this version"}
 _hindrances: dict[str, Callable[[], str | None]] = {}
 _failed: dict[str, str] = {}
 _answered: dict[str, tuple[str, str]] = {}
-_chosen = one_of("ADD_OPS_BACKEND", os.environ.get("ADD_OPS_BACKEND", "auto"), BACKENDS)
+_default = one_of("ADD_OPS_BACKEND", os.environ.get("ADD_OPS_BACKEND", "auto"), BACKENDS)
+_chosen: ContextVar[str] = ContextVar("add_ops backend", default=_default)
 
 
 class LaunchError(RuntimeError):
     """A kernel could not be compiled or launched, and has computed nothing."""
 
 
-def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    check: Callable[..., None] = lambda *args: None,
+) -> None:
     """Define the operator ``add_ops::<schema>``, answered by ``reference`` until a backend implements it.
+
+    ``check(*args)`` comes before every backend: the operator can be called by hand, and no implementation may touch
+    memory that its arguments do not have. Values, such as places in an order, are checked where they are read.
 
     Inside the operator autocast is off: the implementations choose their own accumulation type.
     """
@@ -52,6 +63,7 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
                 f"add_ops::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize; forward_ad), and"
                 " is refused inside of one; use reverse mode, torch.autograd.grad or backward"
             )
+        check(*args)
         device = next(argument for argument in args if isinstance(argument, Tensor)).device.type
         kernel = _select(name, device, args)
         if not torch.is_autocast_enabled(device):  # entering the context costs as much as a small map
@@ -64,6 +76,23 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     torch.library.register_fake(f"add_ops::{name}", fake, lib=library)
 
 
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Register the gradient of operator ``name``; it runs on the backend of its forward, in whichever thread."""
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = chosen()
+        setup_context(ctx, inputs, output)
+
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        token = _chosen.set(ctx.backend)  # threads of autograd's own know nothing of use_backend
+        try:
+            return backward(ctx, *grads)
+        finally:
+            _chosen.reset(token)
+
+    _register_gradient(name, run, remember)
+
+
 def refuse_double_backward(name: str) -> None:
     """Make differentiating the backward operator ``name`` an error instead of a silent zero."""
 
@@ -72,7 +101,25 @@ def refuse_double_backward(name: str) -> None:
             f"add_ops::{name} is a gradient and is not differentiable itself: no second derivatives"
         )
 
-    torch.library.register_autograd(f"add_ops::{name}", refuse, lib=library)
+    _register_gradient(name, refuse, lambda ctx, inputs, output: None)
+
+
+def _register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    torch.library.register_autograd(f"add_ops::{name}", backward, setup_context=setup_context, lib=library)
+    methods = {
+        "forward": lambda *args: getattr(torch.ops.add_ops, name)(*args),
+        "setup_context": setup_context,
+        "backward": backward,
+    }
+    static = {key: staticmethod(method) for key, method in methods.items()}
+    _functions[name] = type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **static})
+
+
+def call(name: str, *args: Any) -> Any:
+    """The operator ``name``, also inside of torch.func's transforms, which operators' own gradients do not know."""
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        return _functions[name].apply(*args)
+    return getattr(torch.ops.add_ops, name)(*args)
 
 
 def implement(
@@ -101,19 +148,20 @@ def load(backend: str, module: str) -> None:
 
 
 def _select(name: str, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    backend = AUTO.get(device, "reference") if _chosen == "auto" else _chosen
+    wanted = _chosen.get()
+    backend = AUTO.get(device, "reference") if wanted == "auto" else wanted
     if backend == "reference":
         _answered[name] = backend, ""
         return _references[name]
     if (name, backend) in _kernels:
         kernel, unsupported = _kernels[name, backend]
-        reason = (_chosen == "auto" and _failed.get(name)) or unsupported(*args)
+        reason = (wanted == "auto" and _failed.get(name)) or unsupported(*args)
         if reason is None:
             _answered[name] = backend, ""
             return kernel
     else:
         reason = _missing.get(backend, "not implemented")
-    if _chosen == "auto":
+    if wanted == "auto":
         _answered[name] = "reference", reason
         return _references[name]
     raise RuntimeError(f"backend {backend!r} was asked for but cannot run add_ops::{name} here: {reason}")
@@ -123,7 +171,7 @@ def _call(name: str, kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     try:
         return kernel(*args)
     except LaunchError as error:
-        if _chosen != "auto":
+        if chosen() != "auto":
             raise
         _failed[name] = str(error)
         _answered[name] = "reference", str(error)
@@ -140,7 +188,7 @@ def answered(name: str) -> tuple[str, str]:
 
 def chosen() -> str:
     """The backend in force: that of the innermost ``use_backend``, else of ``ADD_OPS_BACKEND``, else ``"auto"``."""
-    return _chosen
+    return _chosen.get()
 
 
 def backends() -> dict[str, str]:
@@ -154,7 +202,10 @@ def backends() -> dict[str, str]:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every ``add_ops`` operator inside the block, in all threads of the process, on one backend.
+    """Run every ``add_ops`` operator inside the block on one backend, in this thread or task alone.
+
+    A gradient is computed by the backend in force where its forward ran, in whichever thread, inside or after the
+    block; under ``torch.compile`` by the one in force where the compiled code runs.
 
     Args:
         name: ``"auto"`` (the compiled backend of the tensor's device where it can run, else the reference),
@@ -164,12 +215,11 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: the name is none of these.
         RuntimeError: the backend is not available on this machine, or meets an input it cannot run.
     """
-    global _chosen
     one_of("name", name, BACKENDS)
     if reason := _hindrance(name):
         raise RuntimeError(f"backend {name!r} is not available: {reason}")
-    previous, _chosen = _chosen, name
+    token = _chosen.set(name)
     try:
         yield
     finally:
-        _chosen = previous
+        _chosen.reset(token)

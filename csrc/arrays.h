@@ -3,7 +3,9 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace add_ops {
@@ -42,12 +44,30 @@ inline void require_shape(const py::array& array, const char* name, const std::v
                         text(array.shape(), static_cast<size_t>(array.ndim())));
 }
 
+inline void require_aligned(const py::array& array, const char* name) {
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_))
+    throw py::value_error(std::string(name) + ": expected elements at addresses that are multiples of their size");
+}
+
 inline void require_contiguous(const py::array& array, const char* name) {
+  require_aligned(array, name);
   if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + ": expected a C-contiguous array");
 }
 
 inline void require_writeable(const py::array& array, const char* name) {
   if (!array.writeable()) throw py::value_error(std::string(name) + ": expected a writeable array");
+}
+
+// Whether all of these `count` places, of int16 or int32, lie in [0, count).
+template <typename Index>
+bool all_inside(const Index* places, int64_t count) {
+  std::make_unsigned_t<Index> largest = 0;  // a negative place is a large one
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<std::make_unsigned_t<Index>>(places[i]));
+  return largest < count;
+}
+
+[[noreturn]] inline void throw_outside(const char* name, int64_t count) {
+  throw py::value_error(std::string(name) + ": expected a permutation of 0 to " + std::to_string(count - 1) + " in each row");
 }
 
 }  // namespace add_ops

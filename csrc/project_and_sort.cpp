@@ -3,6 +3,7 @@
 #include "project_and_sort.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <memory>
 
@@ -24,9 +25,9 @@ void require_index(const py::array& index, const py::array& values) {
   require_dtype(index, "index", {Dtype::int16, Dtype::int32}, "int16 or int32");
   require_shape(index, "index", {values.shape(0), values.shape(1)});
   require_contiguous(index, "index");
-  const int64_t most = dtype_of(index) == Dtype::int16 ? std::numeric_limits<int16_t>::max() : std::numeric_limits<int32_t>::max();
-  if (values.shape(1) - 1 > most)
-    throw py::value_error("index: expected int32 for rows of more than 32768 values (at most 2147483648), got rows of " +
+  const int64_t most = dtype_of(index) == Dtype::int16 ? int64_t{1} << 15 : std::numeric_limits<int32_t>::max();
+  if (values.shape(1) > most)
+    throw py::value_error("index: expected int32 for rows of more than 32768 values (at most 2147483647), got rows of " +
                           std::to_string(values.shape(1)));
 }
 
@@ -50,13 +51,22 @@ void sort_with_index(py::array values, py::array index, int threads) {
   });
 }
 
+// False where a row of the index, which is then left out, does not fit.
 template <typename Float, typename Index>
-void scatter_rows(int64_t rows, int64_t n, const Float* grad, const Index* index, Float* out, int threads) {
+bool scatter_rows(int64_t rows, int64_t n, const Float* grad, const Index* index, Float* out, int threads) {
+  std::atomic<bool> good{true};
   const int64_t step = std::max<int64_t>(1, kItemValues / n);
   parallel_for((rows + step - 1) / step, threads, [&](int64_t item, int) {
-    for (int64_t row = item * step; row < std::min(rows, (item + 1) * step); ++row)
-      for (int64_t i = 0; i < n; ++i) out[row * n + index[row * n + i]] = grad[row * n + i];
+    for (int64_t row = item * step; row < std::min(rows, (item + 1) * step); ++row) {
+      const int64_t at = row * n;
+      if (!all_inside(index + at, n)) {
+        good = false;
+        continue;
+      }
+      for (int64_t i = 0; i < n; ++i) out[at + index[at + i]] = grad[at + i];
+    }
   });
+  return good;
 }
 
 void scatter_by_index(const py::array& grad, const py::array& index, py::array out, int threads) {
@@ -75,10 +85,9 @@ void scatter_by_index(const py::array& grad, const py::array& index, py::array o
     using Float = decltype(zero);
     const Float* source = static_cast<const Float*>(from);
     if (short_index) return scatter_rows(rows, n, source, static_cast<const int16_t*>(places), static_cast<Float*>(to), threads);
-    scatter_rows(rows, n, source, static_cast<const int32_t*>(places), static_cast<Float*>(to), threads);
+    return scatter_rows(rows, n, source, static_cast<const int32_t*>(places), static_cast<Float*>(to), threads);
   };
-  if (wide) return scatter(double{});
-  scatter(float{});
+  if (!(wide ? scatter(double{}) : scatter(float{}))) throw_outside("permutation", n);
 }
 
 }  // namespace
@@ -87,7 +96,7 @@ void bind_project_and_sort(py::module_& m) {
   m.def("sort_with_index", &sort_with_index, py::arg("values"), py::arg("index"), py::arg("threads"),
         "Sorts each row of values (rows, N) in place, NaN last; index (rows, N) = the stable permutation.");
   m.def("scatter_by_index", &scatter_by_index, py::arg("grad"), py::arg("index"), py::arg("out"), py::arg("threads"),
-        "out[row, index[row, i]] = grad[row, i]. The index must be one that sort_with_index wrote; it is not checked.");
+        "out[row, index[row, i]] = grad[row, i], for a permutation in each row of the index; places outside are refused.");
 }
 
 }  // namespace add_ops

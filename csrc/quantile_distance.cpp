@@ -2,6 +2,8 @@
 #include "quantile_distance.h"
 
 #include <algorithm>
+#include <atomic>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -31,7 +33,8 @@ struct Side {
     rows = sorted.shape(0), n = sorted.shape(1);
     wide = dtype_of(sorted) == Dtype::float64, short_order = dtype_of(places) == Dtype::int16;
     values = static_cast<const char*>(sorted.data()), order = static_cast<const char*>(places.data());
-    if (n == 0) throw py::value_error(std::string(name) + ": expected at least one value per row");
+    if (n == 0 || n > std::numeric_limits<int32_t>::max())
+      throw py::value_error(std::string(name) + ": expected 1 to 2147483647 values per row");
     if (!of_points.is_none()) {
       const auto array = of_points.cast<py::array>();
       require_dtype(array, "weights", {Dtype::float64}, "float64");
@@ -50,6 +53,11 @@ struct Side {
   const void* row(int64_t index) const { return values + index * n * (wide ? 8 : 4); }
   const void* order_of(int64_t index) const { return order + index * n * (short_order ? 2 : 4); }
   const double* weights_of(int64_t index) const { return weights ? weights + index / slices * n : nullptr; }
+  bool can_order(int64_t index) const {
+    if (weights == nullptr) return true;  // the order is not read
+    const void* places = order_of(index);
+    return short_order ? all_inside(static_cast<const int16_t*>(places), n) : all_inside(static_cast<const int32_t*>(places), n);
+  }
 };
 
 // Memory of one worker.
@@ -81,10 +89,14 @@ void for_rows(Side& x, Side& y, double p, int threads, bool with_sums, const Bod
     if (!merged) own.steps(x.n + y.n);
     if (with_sums) own.sums.resize(x.n + y.n);
   }
+  std::atomic<bool> x_good{true}, y_good{true};
   const int64_t step = std::max<int64_t>(1, kItemSteps / (x.n + y.n));
   parallel_for((x.rows + step - 1) / step, workers, [&](int64_t item, int worker) {
     Scratch& own = scratch[worker];
     for (int64_t at = item * step; at < std::min(x.rows, (item + 1) * step); ++at) {
+      if (!x.can_order(at)) x_good = false;
+      if (!y.can_order(at)) y_good = false;
+      if (!x_good || !y_good) return;
       QuantileRow row{x.wide, merged, x.short_order, y.short_order, x.n, y.n, x.row(at), y.row(at), x.order_of(at),
                       y.order_of(at), x.weights_of(at), y.weights_of(at),
                       x.weights ? own.x_levels.data() : x.levels.data(), y.weights ? own.y_levels.data() : y.levels.data(),
@@ -92,6 +104,8 @@ void for_rows(Side& x, Side& y, double p, int threads, bool with_sums, const Bod
       body(at, &row, own.sums.data());
     }
   });
+  if (!x_good) throw_outside("x_order", x.n);
+  if (!y_good) throw_outside("y_order", y.n);
 }
 
 void require_alike(const py::array& x, const py::array& y) {

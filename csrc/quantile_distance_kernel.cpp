@@ -31,7 +31,7 @@ inline double magnitude(double value) { return __builtin_fabs(value); }
 
 struct First {
   static double power(double gap, double) { return magnitude(gap); }
-  static double slope(double gap, double) { return (gap > 0) - (gap < 0) + (gap - gap); }  // NaN stays NaN
+  static double slope(double gap, double) { return gap == gap ? (gap > 0) - (gap < 0) : gap; }  // NaN stays NaN
 };
 struct Second {
   static double power(double gap, double) { return gap * gap; }

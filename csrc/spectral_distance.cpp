@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -46,8 +49,9 @@ class Workspaces {
   std::unique_ptr<void, decltype(&std::free)> memory_;
 };
 
+// Returns whether the map holds finite numbers alone.
 template <typename T>  // of the map
-void forward(const SpectralTask& task, const Shape& shape, double scale, T* out, int threads) {
+bool forward(const SpectralTask& task, const Shape& shape, double scale, T* out, int threads) {
   const auto kernel = ADD_OPS_KERNEL(spectral_forward);
   const Workspaces workspaces(ADD_OPS_KERNEL(spectral_workspace)(task), threads);
   const int64_t chunks = shape.chunks(), half = shape.half();
@@ -57,16 +61,19 @@ void forward(const SpectralTask& task, const Shape& shape, double scale, T* out,
     kernel(task, item / chunks, chunk * shape.chunk(), shape.chunk_size(chunk), &sums[item * half], workspaces[worker]);
   });
   const double factor = (task.distance == Distance::l2 ? scale * scale / 2 : 1.0) / static_cast<double>(shape.channels);
+  std::atomic<bool> finite{true};
   parallel_for(shape.batch, threads, [&](int64_t sample, int) {
     double* total = &sums[sample * chunks * half];
     for (int64_t i = 0; i < half; ++i) {
       for (int64_t chunk = 1; chunk < chunks; ++chunk) total[i] += total[chunk * half + i];
       total[i] = task.distance == Distance::cosine ? 1 - total[i] * factor : total[i] * factor;
+      if (!(std::fabs(total[i]) <= static_cast<double>(std::numeric_limits<T>::max()))) finite = false;
     }
     T* map = out + sample * shape.pixels();
     for (int u = 0; u < shape.height; ++u)
       for (int v = 0; v < shape.width; ++v) *map++ = static_cast<T>(total[shape.entry(u, v)]);
   });
+  return finite;
 }
 
 template <typename G, typename T>  // of the upstream gradient, and of the computation
@@ -92,7 +99,8 @@ void backward(const SpectralTask& task, const Shape& shape, double factor, const
   });
 }
 
-Features features_of(const py::array& array) {
+Features features_of(const py::array& array, const char* name) {
+  require_aligned(array, name);
   Features features{const_cast<void*>(array.data()), {}};
   for (int i = 0; i < 4; ++i) features.stride[i] = array.strides(i) / array.itemsize();
   return features;
@@ -113,7 +121,9 @@ Call prepare(const py::array& student, const py::array& teacher, int distance, d
   if (distance < 0 || distance > 2) throw py::value_error("distance: expected 0 (l2), 1 (cosine) or 2 (gaussian), got " + std::to_string(distance));
   if (!(sigma > 0)) throw py::value_error("sigma: expected a positive number, got " + std::to_string(sigma));
   if (threads < 1) throw py::value_error("threads: expected at least 1, got " + std::to_string(threads));
-  if (student.shape(2) * student.shape(3) > (int64_t(1) << 24)) throw py::value_error("student: expected height times width of at most 2**24");
+  constexpr int64_t most = int64_t(1) << 24;
+  if (student.shape(2) > most || student.shape(3) > most || student.shape(2) * student.shape(3) > most)
+    throw py::value_error("student: expected height times width of at most 2**24");
   Call call{};
   call.shape = {student.shape(0), student.shape(1), static_cast<int>(student.shape(2)), static_cast<int>(student.shape(3))};
   SpectralTask& task = call.task;
@@ -125,7 +135,7 @@ Call prepare(const py::array& student, const py::array& teacher, int distance, d
     default: task.element = Element::float32;
   }
   task.wide = task.element == Element::float64 || task.distance == Distance::cosine;
-  task.student = features_of(student), task.teacher = features_of(teacher);
+  task.student = features_of(student, "student"), task.teacher = features_of(teacher, "teacher");
   task.exponent = scale * scale / (2 * sigma * sigma);
   call.scale = scale, call.sigma = sigma;
   return call;
@@ -154,24 +164,24 @@ void require_map(const py::array& map, const char* name, const Call& call) {
   require_contiguous(map, name);
 }
 
-void spectral_distance(const py::array& student, const py::array& teacher, int distance, double sigma, double scale,
+bool spectral_distance(const py::array& student, const py::array& teacher, int distance, double sigma, double scale,
                        py::array& out, int threads) {
   Call call = prepare(student, teacher, distance, sigma, scale, threads);
   require_map(out, "out", call);
   require_writeable(out, "out");
   void* const map = out.mutable_data();
   const bool wide_map = dtype_of(out) == Dtype::float64;
-  if (out.size() == 0) return;
+  if (out.size() == 0) return true;
   if (call.shape.channels == 0) {
     std::fill_n(static_cast<char*>(map), out.nbytes(), 0);
-    return;
+    return true;
   }
+  bool finite = true;
   with_plan(call.task, call.shape, [&](auto) {
-    if (wide_map)
-      forward(call.task, call.shape, scale, static_cast<double*>(map), threads);
-    else
-      forward(call.task, call.shape, scale, static_cast<float*>(map), threads);
+    finite = wide_map ? forward(call.task, call.shape, scale, static_cast<double*>(map), threads)
+                      : forward(call.task, call.shape, scale, static_cast<float*>(map), threads);
   });
+  return finite;
 }
 
 void spectral_distance_backward(const py::array& grad, const py::array& student, const py::array& teacher, int distance,
@@ -182,7 +192,7 @@ void spectral_distance_backward(const py::array& grad, const py::array& student,
   require_shape(out, "out", {student.shape(0), student.shape(1), student.shape(2), student.shape(3)});
   require_writeable(out, "out");
   if (out.size() == 0) return;
-  call.task.gradient = features_of(out);
+  call.task.gradient = features_of(out, "out");
   call.task.stream = out.nbytes() >= 16 << 20;
   const double squared = scale * scale;
   const double factor = (call.task.distance == Distance::l2       ? 2 * squared
@@ -207,7 +217,7 @@ void bind_spectral_distance(py::module_& m) {
         py::arg("scale"), py::arg("out"), py::arg("threads"),
         "Writes into out (B, H, W) the channel mean of the distance (0 l2, 1 cosine, 2 gaussian) between scale·DFT of student\n"
         "and of teacher, both (B, C, H, W) with any strides. float32, float64, float16, or bfloat16 as uint16; out is float32 or\n"
-        "float64, and float64 for float64.");
+        "float64, and float64 for float64. Returns whether all of out is finite: sums are in the dtype of the features, unscaled.");
   m.def("spectral_distance_backward", &spectral_distance_backward, py::arg("grad"), py::arg("student"), py::arg("teacher"),
         py::arg("distance"), py::arg("sigma"), py::arg("scale"), py::arg("out"), py::arg("threads"),
         "Writes into out the gradient with respect to student of the map that spectral_distance returns, for the upstream\n"

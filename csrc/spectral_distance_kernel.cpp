@@ -61,11 +61,11 @@ ADD_OPS_INLINE Vec<T> root(Vec<T> x) {
   return x;
 }
 
-// For cosine: a coefficient at or below `floor`, the rounding noise of its plane, counts as zero.
+// For cosine: a coefficient at or below `floor`, the rounding noise of its plane, counts as zero; NaN stays NaN.
 template <typename T>
 ADD_OPS_INLINE Vec<T> reciprocal_size(const Complex<T>& a, Vec<T> floor) {
   const Vec<T> size = root<T>(power(a));
-  return size > floor ? T(1) / size : Vec<T>{};
+  return size <= floor ? Vec<T>{} : T(1) / size;
 }
 
 template <typename T>

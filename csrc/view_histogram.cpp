@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <limits>
 #include <memory>
 
 #include "arrays.h"
@@ -20,25 +21,29 @@ Scratch make_scratch(int64_t rows) {
           [](char* p) { ::operator delete[](p, std::align_val_t{kRowBytes}); }};
 }
 
-// The power of two that brings the largest |x| of a sample near 1.
+// The power of two that brings the largest |x| of a sample near 1, as far as the dtype of its sums has it.
 double sample_scale(const Problem& p, int64_t sample) {
-  float largest = 0;
+  double largest = 0;
   const Array& x = p.features;
   for (int64_t c = 0; c < p.length[0]; ++c)
     for (int64_t h = 0; h < p.length[1]; ++h)
       for (int64_t w = 0; w < p.length[2]; ++w) {
         const int64_t at = sample * x.batch_stride + c * x.stride[0] + h * x.stride[1] + w * x.stride[2];
         float value;
+        if (p.wide()) {
+          largest = std::max(largest, std::fabs(static_cast<const double*>(x.data)[at]));
+          continue;
+        }
         if (p.type == Feature::float32) {
           value = static_cast<const float*>(x.data)[at];
         } else {
           const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(x.data)[at]) << 16;
           std::memcpy(&value, &bits, sizeof value);
         }
-        largest = std::max(largest, std::fabs(value));
+        largest = std::max<double>(largest, std::fabs(value));
       }
   if (largest == 0 || !std::isfinite(largest)) return 1;
-  return std::ldexp(1.0, std::min(-std::ilogb(largest), 127));
+  return std::ldexp(1.0, std::min(-std::ilogb(largest), p.wide() ? 1023 : 127));
 }
 
 void forward(const Problem& p, const double* directions, int64_t views, int64_t bins, bool unit, char* out, double* energy,
@@ -70,12 +75,13 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
   };
   sum_group(0, groups);
 
-  // Squares of float32 may leave its range: then once more, scaled. Float16 squares never do.
-  for (int64_t group = 0; group < groups && (p.type == Feature::float32 || p.type == Feature::bfloat16); ++group) {
+  // Squares may leave the range of their dtype: then once more, scaled. Float16 squares never do.
+  const double most = p.wide() ? 0x1p1000 : 0x1p120, least = (p.wide() ? 0x1p-900 : 0x1p-80) * static_cast<double>(p.positions());
+  for (int64_t group = 0; group < groups && p.type != Feature::float16; ++group) {
     bool again = false;
     for (int lane = 0; lane < p.lanes() && group * p.lanes() + lane < p.batch; ++lane) {
       const double sum = mass[group * kLanes + lane];
-      if (sum <= 0x1p120 && sum >= 0x1p-80 * static_cast<double>(p.positions())) continue;
+      if (sum <= most && sum >= least) continue;
       scale[group * kLanes + lane] = sample_scale(p, group * p.lanes() + lane);
       again |= scale[group * kLanes + lane] != 1;
     }
@@ -85,7 +91,7 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
   std::vector<double> factor(groups * kLanes, 0.0);
   for (int64_t sample = 0; sample < p.batch; ++sample) {
     const int64_t at = sample / p.lanes() * kLanes + sample % p.lanes();
-    factor[at] = mass[at] == 0 ? 0 : 1 / mass[at];
+    factor[at] = mass[at] == 0 ? 0 : std::isfinite(mass[at]) ? 1 / mass[at] : std::numeric_limits<double>::quiet_NaN();
     energy[sample] = mass[at] / scale[at] / scale[at];
   }
   std::vector<const void*> source(groups * views * count);
@@ -138,13 +144,14 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
   });
 }
 
+// What integers of 64 bits hold: no sum of the steps of a view, times the bins, leaves them.
+constexpr double kLargestView = 1e280, kMostPositions = 0x1p40;
+
 Array strided(const py::array& array, const char* name) {
+  require_aligned(array, name);
   Array result{const_cast<void*>(array.data()), 0, {}};
   int64_t strides[4];
-  for (int i = 0; i < 4; ++i) {
-    if (array.strides(i) % array.itemsize() != 0) throw py::value_error(std::string(name) + ": expected strides of whole elements");
-    strides[i] = array.strides(i) / array.itemsize();
-  }
+  for (int i = 0; i < 4; ++i) strides[i] = array.strides(i) / array.itemsize();
   result.batch_stride = strides[0];
   std::copy(strides + 1, strides + 4, result.stride);
   return result;
@@ -159,7 +166,8 @@ Problem read_problem(const py::array& features, const py::array& views, int64_t 
   require_contiguous(views, "views");
   if (views.shape(0) < 1) throw py::value_error("views: expected at least one view, got none");
   for (py::ssize_t i = 0; i < views.size(); ++i)
-    if (!std::isfinite(static_cast<const double*>(views.data())[i])) throw py::value_error("views: expected finite numbers");
+    if (!(std::fabs(static_cast<const double*>(views.data())[i]) <= kLargestView))
+      throw py::value_error("views: expected finite numbers of at most 1e280");
   if (bins < 1 || bins > 1 << 20) throw py::value_error("bins: expected 1 to 1048576, got " + std::to_string(bins));
   const Dtype dtype = dtype_of(features);
   Problem p;
@@ -169,7 +177,9 @@ Problem read_problem(const py::array& features, const py::array& views, int64_t 
                                      : Feature::bfloat16;
   p.features = p.out = strided(features, "features");
   p.batch = features.shape(0);
-  for (int i = 0; i < 3; ++i) p.length[i] = features.shape(i + 1);
+  double positions = 1;
+  for (int i = 0; i < 3; ++i) positions *= static_cast<double>(p.length[i] = features.shape(i + 1));
+  if (positions > kMostPositions) throw py::value_error("features: expected at most 2**40 positions in a sample");
   return p;
 }
 

@@ -33,7 +33,7 @@ inline int64_t even_piece(int64_t length, int64_t most) { return ceil_divide(len
 inline void integer_steps(const double* direction, const int64_t* length, bool unit, int64_t* step) {
   double s[3], reach = 0;
   for (int i = 0; i < 3; ++i) {
-    s[i] = !unit ? direction[i] : length[i] == 1 ? 0 : 2 * direction[i] / static_cast<double>(length[i] - 1);
+    s[i] = length[i] == 1 ? 0 : unit ? 2 * direction[i] / static_cast<double>(length[i] - 1) : direction[i];
     reach += std::fabs(s[i]) * static_cast<double>(length[i] - 1);
   }
   for (int i = 0; i < 3; ++i) step[i] = reach == 0 ? 0 : static_cast<int64_t>(std::nearbyint(s[i] / reach * 0x1p30));

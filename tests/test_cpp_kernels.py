@@ -12,7 +12,7 @@ import add_ops
 if add_ops.backends()["cpp"] != "available":
     pytest.skip(add_ops.backends()["cpp"], allow_module_level=True)
 
-from add_ops import _C
+from add_ops import _C, _dispatch
 
 MAP, GRADIENT = 1e-6, 5e-7
 SIDES = [(4, 4), (7, 7), (8, 8), (14, 14), (16, 16), (28, 28), (31, 31), (32, 32), (56, 56), (64, 64)]
@@ -169,3 +169,25 @@ def test_an_unknown_capability_is_named(monkeypatch, word):
     features, views = torch.ones(1, 2, 3, 4), add_ops.sample_views(1)
     with pytest.raises(ValueError, match=f"ADD_OPS_CPU_CAPABILITY: expected baseline, avx2 or avx512, got '{word}'"):
         add_ops.view_histogram(features, views, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((1, 65521), "it takes prime factors up to 256, and a side of 65521 has 65521"),
+        ((514, 1), "it takes prime factors up to 256, and a side of 514 has 257"),
+        ((4097, 4097), "it takes at most 16777216 pixels, not 4097×4097"),
+        ((251, 6), ""),
+    ],
+    ids=str,
+)
+def test_a_side_without_a_good_transform_is_the_references(size, reason):
+    batch = 0 if max(size) == 4097 else 1
+    x = torch.randn(batch, 2, *size, requires_grad=True)
+    gradient = torch.autograd.grad(add_ops.spectral_distance(x, torch.zeros_like(x)).sum(), x)[0]
+    assert gradient.isfinite().all() and bool(gradient.any()) == bool(batch)
+    for name in ("spectral_distance", "spectral_distance_backward"):
+        assert _dispatch.answered(name) == (("reference", reason) if reason else ("cpp", ""))
+    if reason:
+        with add_ops.use_backend("cpp"), pytest.raises(RuntimeError, match=reason):
+            add_ops.spectral_distance(x, x)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -56,6 +57,54 @@ def test_the_block_ends_after_an_error():
     with pytest.raises(KeyError), add_ops.use_backend("reference"):
         raise KeyError
     assert _dispatch.chosen() == "auto"
+
+
+def test_the_block_is_of_its_own_thread(scratch_operator):
+    """Two blocks that overlap in time, of which the first to begin ends first."""
+    inside, both, left, zero = threading.Event(), threading.Event(), threading.Event(), torch.zeros(())
+    found = {}
+
+    def first():
+        with add_ops.use_backend("reference"):
+            inside.set()
+            both.wait(10)
+            found["first"] = scratch_operator(zero).item()
+        left.set()
+
+    def second():
+        inside.wait(10)
+        with add_ops.use_backend("cpp"):
+            both.set()
+            left.wait(10)
+            found["second"] = scratch_operator(zero).item(), _dispatch.chosen()
+        found["after"] = _dispatch.chosen()
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"first": 1, "second": (10, "cpp"), "after": "auto"} and _dispatch.chosen() == "auto"
+
+
+@pytest.mark.parametrize("elsewhere", ["after the block", "in another block", "in another thread"])
+def test_a_gradient_is_computed_by_the_backend_of_its_forward(elsewhere):
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with add_ops.use_backend("reference"):
+        loss = add_ops.frequency_attention_loss(x, torch.randn(2, 3, 4, 4))
+    _dispatch._answered.clear()
+    if elsewhere == "after the block":
+        loss.backward()
+    elif elsewhere == "in another block":
+        with add_ops.use_backend(BUILT[-1]):
+            loss.backward()
+            assert _dispatch.chosen() == BUILT[-1]
+    else:
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+    assert _dispatch.answered("spectral_distance_backward") == ("reference", "")
+    assert "spectral_distance_backward" in _dispatch._answered and _dispatch.chosen() == "auto"
 
 
 def test_an_unknown_backend_is_named():
@@ -185,3 +234,45 @@ def test_forward_mode_is_refused_by_name(name):
                 with pytest.raises(NotImplementedError, match=f"add_ops::{operator} has no forward-mode derivative"):
                     way(primitive)
             assert primitive(x).isfinite().all()  # outside of it, all is as before
+
+
+FUNCTIONS = {
+    "frequency_attention_loss": lambda x, y: add_ops.frequency_attention_loss(x, y),
+    "multi_view_loss": lambda x, y: add_ops.multi_view_loss(x, y, torch.tensor([0, 1, 1]), views=torch.eye(3)),
+    "points": lambda x, y: add_ops.multi_view_loss(x, y, views=torch.eye(4), slicing="points"),
+    "sliced_wasserstein": lambda x, y: add_ops.sliced_wasserstein(x.flatten(2).mT, y.flatten(2).mT, torch.eye(4)).sum(),
+    "unequal": lambda x, y: add_ops.sliced_wasserstein(x.flatten(2).mT, y[..., 1:].flatten(2).mT, torch.eye(4)).sum(),
+    "view_histogram": lambda x, y: add_ops.view_histogram(x, torch.eye(3), 4).square().sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in BUILT if name != "triton"])
+def test_transforms_of_torch_func(name, function):
+    x, y = torch.randn(2, 3, 4, 5, 6)
+
+    def loss(x):
+        return FUNCTIONS[function](x, y)
+
+    def with_autograd(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(loss(x), x)[0]
+
+    several = torch.stack((x, 2 * x))
+    expected = with_autograd(x)
+    with add_ops.use_backend(name):
+        for transformed in (torch.func.grad, torch.func.jacrev):
+            torch.testing.assert_close(transformed(loss)(x), expected)
+        value, pull_back = torch.func.vjp(loss, x)
+        torch.testing.assert_close((value, pull_back(2 * torch.ones(()))[0]), (loss(x), 2 * expected))
+        torch.testing.assert_close(torch.func.vmap(loss)(several), torch.stack((loss(x), loss(2 * x))))
+        each = torch.func.vmap(torch.func.grad(loss))(several)
+        torch.testing.assert_close(each, torch.stack([with_autograd(x) for x in several]))
+        with pytest.raises(NotImplementedError, match="_backward is a gradient and is not differentiable itself"):
+            torch.func.grad(lambda x: torch.func.grad(loss)(x).sum())(x)
+
+
+def test_the_longest_direction_is_not_sought_inside_of_a_transform():
+    with pytest.raises(NotImplementedError, match="max_sliced_wasserstein takes gradient steps of its own"):
+        torch.func.grad(lambda x: add_ops.max_sliced_wasserstein(x, 2 * x.detach())[0].sum())(torch.randn(2, 5, 3))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _dispatch
-from .._checks import accumulation, floating, number, one_of, same_device
+from .._checks import accumulation, floating, number, one_of, same_device, shaped
 from . import reference
 
 DISTANCES = ("l2", "cosine", "gaussian")
@@ -24,16 +24,32 @@ def _fake_backward(grad: Tensor, student: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(student)
 
 
+def _check(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> None:
+    floating("student", student, "B C H W")
+    shaped("teacher", teacher, student.shape)
+    one_of("distance", distance, DISTANCES)
+    number("sigma", sigma, above=0)
+    one_of("norm", norm, NORMS)
+
+
+def _check_backward(grad: Tensor, student: Tensor, *rest: Any) -> None:
+    _check(student, *rest)
+    batch, _, height, width = student.shape
+    shaped("grad", grad, (batch, height, width))
+
+
 _dispatch.define(
     "spectral_distance(Tensor student, Tensor teacher, str distance, float sigma, str norm) -> Tensor",
     reference.spectral_distance,
     _fake,
+    _check,
 )
 _dispatch.define(
     "spectral_distance_backward(Tensor grad, Tensor student, Tensor teacher, str distance, float sigma, str norm)"
     " -> Tensor",
     reference.spectral_distance_backward,
     _fake_backward,
+    _check_backward,
 )
 _dispatch.refuse_double_backward("spectral_distance_backward")
 
@@ -45,16 +61,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     student, teacher = ctx.saved_tensors
-    op = torch.ops.add_ops.spectral_distance_backward
     needs_student, needs_teacher = ctx.needs_input_grad[:2]
-    grad_student = op(grad, student, teacher, *ctx.options) if needs_student else None
-    grad_teacher = op(grad, teacher, student, *ctx.options) if needs_teacher else None
+    name = "spectral_distance_backward"
+    grad_student = _dispatch.call(name, grad, student, teacher, *ctx.options) if needs_student else None
+    grad_teacher = _dispatch.call(name, grad, teacher, student, *ctx.options) if needs_teacher else None
     return grad_student, grad_teacher, None, None, None
 
 
-torch.library.register_autograd(
-    "add_ops::spectral_distance", _backward, setup_context=_setup_context, lib=_dispatch.library
-)
+_dispatch.differentiate("spectral_distance", _backward, _setup_context)
 
 
 def spectral_distance(
@@ -87,7 +101,7 @@ def spectral_distance(
     one_of("distance", distance, DISTANCES)
     number("sigma", sigma, above=0)
     one_of("norm", norm, NORMS)
-    return torch.ops.add_ops.spectral_distance(student, teacher, distance, sigma, norm)
+    return _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
 
 
 def _attention(mean_distance: Tensor, gamma: float) -> Tensor:
@@ -135,7 +149,8 @@ def frequency_attention_loss(
     """Frequency attention distillation loss ``mean_b Σ_{c,u,v} w·d`` (Le & Woo 2022).
 
     The attention ``w`` is :func:`frequency_attention_map`, constant in the gradient. A sample whose loss exceeds the
-    range of the dtype counts as half its largest number and has gradient 0. An empty batch gives 0.
+    range of the dtype counts as half its largest number and has gradient 0; one with an infinite or NaN element is NaN.
+    An empty batch gives 0.
 
     Args:
         student, teacher, gamma, distance, sigma, norm: as in :func:`frequency_attention_map`.

@@ -7,11 +7,15 @@ distance of each channel and frequency is
     cosine    1 - Re(F_S conj F_T) / (|F_S| |F_T|), and 1 where either coefficient is 0
     gaussian  1 - exp(-|D|^2 / (2 sigma^2))
 
+The map of a sample with an infinite or NaN pixel is NaN, whatever the distance.
+
 Gradients use the convention G = dL/dRe(F_S) + i dL/dIm(F_S), so that dL/dstudent = Re(F^H G). Real images need half of
 their spectra, v <= W/2: the other half is its conjugate, and has the same distances.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -38,14 +42,18 @@ def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: fl
         return student.new_zeros((0, *student.shape[2:]), dtype=dtype)
     if distance == "cosine":
         # torch.sgn is z / |z|, and 0 at 0: the product neither underflows nor divides by zero.
-        direction_s, direction_t = (torch.fft.rfft2(x.to(dtype), norm=norm).sgn() for x in (student, teacher))
-        half = (1 - _cosine(direction_s, direction_t)).mean(1)
+        spectrum, spectrum_t = (torch.fft.rfft2(x.to(dtype), norm=norm) for x in (student, teacher))
+        half = (1 - _cosine(spectrum.sgn(), spectrum_t.sgn())).mean(1)
+        constant = spectrum[..., 0, 0] + 0 * spectrum_t[..., 0, 0]
     else:
         spectrum = torch.fft.rfft2(student.to(dtype) - teacher.to(dtype), norm=norm)
+        constant = spectrum[..., 0, 0]
         if distance == "l2":
             half = torch.view_as_real(spectrum).square().mean(1).sum(3)
         else:
-            half = -torch.expm1(-_power(spectrum) / (2 * sigma**2)).mean(1)
+            half = -torch.expm1(-_power(spectrum / (math.sqrt(2) * sigma))).mean(1)
+    # The constant coefficients have every pixel in them: where one is not finite, nothing is known of the sample.
+    half = torch.where(constant.isfinite().all(1)[:, None, None], half, math.nan)
     mirrored = half[:, :, 1 : width - width // 2].flip(1, 2).roll(1, 1)  # d(-u, -v) = d(u, v)
     return torch.cat((half, mirrored), 2)
 
@@ -73,5 +81,6 @@ def spectral_distance_backward(
         if distance == "l2":
             gradient *= 2 * grad
         else:
-            gradient *= grad * torch.exp(-_power(gradient) / (2 * sigma**2)) / sigma**2
+            gradient /= sigma
+            gradient *= grad * torch.exp(-_power(gradient) / 2) / sigma
     return out.copy_(torch.fft.irfft2(gradient, s=student.shape[2:], norm=ADJOINT_NORM[norm]))

@@ -26,9 +26,8 @@ def view_histogram_backward(
     out = torch.empty_like(features)
     grad, unit, threads = grad.to(attention.dtype).contiguous(), coordinates == "unit", torch.get_num_threads()
     directions = view(views.double().contiguous())
-    kernels.view_histogram_backward(
-        view(grad), view(features), directions, view(attention), view(energy), unit, view(out), threads
-    )
+    attention, energy = view(attention.contiguous()), view(energy.contiguous())
+    kernels.view_histogram_backward(view(grad), view(features), directions, attention, energy, unit, view(out), threads)
     return out
 
 

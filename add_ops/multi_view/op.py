@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _dispatch
-from .._checks import accumulation, constant, count, floating, number, one_of, same_device
+from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
 from ..sliced_wasserstein.directions import SAMPLINGS, random_directions, sample_projections
 from ..sliced_wasserstein.op import project_and_sort_values
 from . import reference
@@ -30,16 +30,37 @@ def _fake_backward(grad: Tensor, features: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(features)
 
 
+def _check(features: Tensor, views: Tensor, bins: int, coordinates: str) -> None:
+    floating("features", features, "B C H W")
+    shaped("views", views, (views.shape[0] if views.ndim else 0, 3))
+    count("bins", bins)
+    one_of("coordinates", coordinates, COORDINATES)
+
+
+def _check_backward(
+    grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
+) -> None:
+    operand("attention", attention, "B K M")
+    bins = attention.shape[2]
+    _check(features, views, bins, coordinates)
+    shape = len(features), len(views), bins
+    shaped("attention", attention, shape)
+    shaped("grad", grad, shape)
+    shaped("energy", energy, shape[:1], (torch.float64,))
+
+
 _dispatch.define(
     "view_histogram(Tensor features, Tensor views, SymInt bins, str coordinates) -> (Tensor attention, Tensor energy)",
     reference.view_histogram,
     _fake,
+    _check,
 )
 _dispatch.define(
     "view_histogram_backward(Tensor grad, Tensor features, Tensor views, Tensor attention, Tensor energy,"
     " str coordinates) -> Tensor",
     reference.view_histogram_backward,
     _fake_backward,
+    _check_backward,
 )
 _dispatch.refuse_double_backward("view_histogram_backward")
 
@@ -52,13 +73,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
     features, views, attention, energy = ctx.saved_tensors
-    op = torch.ops.add_ops.view_histogram_backward
-    return op(grad, features, views, attention, energy, ctx.coordinates), None, None, None
+    arguments = grad, features, views, attention, energy, ctx.coordinates
+    return _dispatch.call("view_histogram_backward", *arguments), None, None, None
 
 
-torch.library.register_autograd(
-    "add_ops::view_histogram", _backward, setup_context=_setup_context, lib=_dispatch.library
-)
+_dispatch.differentiate("view_histogram", _backward, _setup_context)
 
 
 def sample_views(
@@ -110,7 +129,7 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str 
     _check_views(views, features)
     count("bins", bins)
     one_of("coordinates", coordinates, COORDINATES)
-    return torch.ops.add_ops.view_histogram(features, views, bins, coordinates)[0]
+    return _dispatch.call("view_histogram", features, views, bins, coordinates)[0]
 
 
 def _check_views(views: Tensor, features: Tensor) -> None:

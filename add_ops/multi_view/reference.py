@@ -7,11 +7,15 @@ into bins of equal width; the mass of each bin is the view's attention vector.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .._checks import accumulation
 
+LARGEST = 1e280
+"""What a view holds at most, so that no sum of its steps leaves float64."""
 _SCALE = 2**30
 
 
@@ -21,6 +25,8 @@ def view_bins(shape: tuple[int, int, int], views: Tensor, bins: int, coordinates
     The rule is in integers, so that every backend gets the same bin, bit for bit: floats would move positions that lie
     on an edge. Only the direction of a view counts, not its length.
     """
+    if views.device.type == "cpu" and not bool((views.double().abs() <= LARGEST).all()):  # elsewhere it would wait
+        raise ValueError(f"views: expected finite numbers of at most {LARGEST}")
     last = [size - 1 for size in shape]
     steps = list(views.double().unbind(1))
     if coordinates == "unit":
@@ -35,17 +41,26 @@ def view_bins(shape: tuple[int, int, int], views: Tensor, bins: int, coordinates
     return position.flatten(1) * bins // (top + 1)
 
 
+def _power_of_two(peak: Tensor) -> Tensor:
+    """The largest one that is not above ``peak``; 1 for 0, infinity and NaN."""
+    mantissa, _ = torch.frexp(peak)
+    return torch.where((peak > 0) & peak.isfinite(), peak / (2 * mantissa), 1)
+
+
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
     """Attention vectors (B, K, M) of (B, C, H, W) features under (K, 3) views, and the float64 energy (B,) = sum x^2.
 
-    Sums run in float64: no float32 value overflows or underflows when squared there.
+    Sums run in float64 and are scaled: no value overflows or underflows when squared there. Where an element is
+    infinite or NaN, all vectors of the sample are NaN.
     """
     index = view_bins(features.shape[1:], views, bins, coordinates)
-    square = features.double().square().flatten(1)
+    wide = features.double().flatten(1)
+    scale = _power_of_two(wide.abs().amax(1))
+    square = (wide / scale[:, None]).square()  # in range, whatever the features
     energy = square.sum(1)
     mass = torch.stack([square.new_zeros(len(square), bins).index_add_(1, row, square) for row in index], 1)
-    attention = mass / torch.where(energy > 0, energy, 1)[:, None, None]
-    return attention.to(accumulation(features)), energy
+    divisor = torch.where(energy == 0, 1, torch.where(energy.isfinite(), energy, math.nan))
+    return (mass / divisor[:, None, None]).to(accumulation(features)), energy * scale * scale
 
 
 def view_histogram_backward(

@@ -22,9 +22,10 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
 
 
 def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> Tensor:
+    grad = grad.contiguous()
     unsorted = torch.empty_like(grad)
     rows = grad.shape[0] * grad.shape[1], grad.shape[2]
-    arrays = (view(tensor.view(rows)) for tensor in (grad, permutation, unsorted))
+    arrays = (view(tensor.view(rows)) for tensor in (grad, permutation.contiguous(), unsorted))
     kernels.scatter_by_index(*arrays, torch.get_num_threads())
     return unproject(unsorted, projections)
 

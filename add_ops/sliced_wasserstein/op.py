@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from .. import _dispatch
-from .._checks import accumulation, constant, count, floating, number, one_of, same_device
+from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
 from . import reference
 from .directions import SAMPLINGS, sample_projections
 
@@ -32,15 +32,33 @@ def _fake_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> Te
     return grad.new_empty((grad.shape[0], grad.shape[2], projections.shape[0]))
 
 
+VALUES, ORDERS = (torch.float32, torch.float64), (torch.int16, torch.int32)
+
+
+def _check(points: Tensor, projections: Tensor) -> None:
+    floating("points", points, "B N D")
+    operand("projections", projections, "D K")
+    shaped("projections", projections, (points.shape[2], projections.shape[1]))
+
+
+def _check_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> None:
+    operand("grad", grad, "B K N", VALUES)
+    shaped("permutation", permutation, grad.shape, ORDERS)
+    operand("projections", projections, "D K")
+    shaped("projections", projections, (projections.shape[0], grad.shape[1]))
+
+
 _dispatch.define(
     "project_and_sort(Tensor points, Tensor projections) -> (Tensor values, Tensor permutation)",
     reference.project_and_sort,
     _fake,
+    _check,
 )
 _dispatch.define(
     "project_and_sort_backward(Tensor grad, Tensor permutation, Tensor projections) -> Tensor",
     reference.project_and_sort_backward,
     _fake_backward,
+    _check_backward,
 )
 _dispatch.refuse_double_backward("project_and_sort_backward")
 
@@ -55,13 +73,11 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
     permutation, projections = ctx.saved_tensors
-    gradient = torch.ops.add_ops.project_and_sort_backward(grad.contiguous(), permutation, projections)
+    gradient = _dispatch.call("project_and_sort_backward", grad, permutation, projections)
     return gradient.to(ctx.dtype), None
 
 
-torch.library.register_autograd(
-    "add_ops::project_and_sort", _backward, setup_context=_setup_context, lib=_dispatch.library
-)
+_dispatch.differentiate("project_and_sort", _backward, _setup_context)
 
 
 def _fake_distance(x: Tensor, *rest: Any) -> Tensor:
@@ -72,12 +88,42 @@ def _fake_distance_backward(grad: Tensor, x: Tensor, y: Tensor, *rest: Any) -> t
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
+def _check_distance(
+    x: Tensor,
+    y: Tensor,
+    x_order: Tensor,
+    y_order: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    p: float,
+) -> None:
+    operand("x", x, "B K N", VALUES)
+    operand("y", y, "B K M", (x.dtype,))
+    shaped("y", y, (*x.shape[:2], y.shape[2]), (x.dtype,))
+    sides = (("x", x, x_order, x_weights), ("y", y, y_order, y_weights))
+    for name, values, order, weights in sides:
+        if values.shape[2] == 0:
+            raise ValueError(f"{name}: expected at least one value in a row, got shape {tuple(values.shape)}")
+        shaped(f"{name}_order", order, values.shape, ORDERS)
+        if weights is not None:
+            shaped(f"{name}_weights", weights, values.shape[::2], (torch.float64,))
+    number("p", p, at_least=1)
+
+
+def _check_distance_backward(grad: Tensor, x: Tensor, *rest: Any) -> None:
+    _check_distance(x, *rest)
+    shaped("grad", grad, x.shape[:2], (x.dtype,))
+
+
 _QUANTILES = "Tensor x, Tensor y, Tensor x_order, Tensor y_order, Tensor? x_weights, Tensor? y_weights, float p"
-_dispatch.define(f"quantile_distance({_QUANTILES}) -> Tensor", reference.quantile_distance, _fake_distance)
+_dispatch.define(
+    f"quantile_distance({_QUANTILES}) -> Tensor", reference.quantile_distance, _fake_distance, _check_distance
+)
 _dispatch.define(
     f"quantile_distance_backward(Tensor grad, {_QUANTILES}) -> (Tensor, Tensor)",
     reference.quantile_distance_backward,
     _fake_distance_backward,
+    _check_distance_backward,
 )
 _dispatch.refuse_double_backward("quantile_distance_backward")
 
@@ -88,13 +134,11 @@ def _setup_distance_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 
 def _distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.add_ops.quantile_distance_backward(grad.contiguous(), *ctx.saved_tensors, ctx.p)
+    gradients = _dispatch.call("quantile_distance_backward", grad, *ctx.saved_tensors, ctx.p)
     return *gradients, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "add_ops::quantile_distance", _distance_backward, setup_context=_setup_distance_context, lib=_dispatch.library
-)
+_dispatch.differentiate("quantile_distance", _distance_backward, _setup_distance_context)
 
 
 def _check_projections(name: str, projections: Tensor, points_name: str, points: Tensor) -> None:
@@ -108,7 +152,7 @@ def _check_projections(name: str, projections: Tensor, points_name: str, points:
 def _sorted(points: Tensor, projections: Tensor, points_name: str = "points") -> tuple[Tensor, Tensor]:
     if points.shape[1] > torch.iinfo(torch.int32).max:
         raise ValueError(f"{points_name}: expected at most 2³¹ - 1 points, got {points.shape[1]}")
-    return torch.ops.add_ops.project_and_sort(points, projections)
+    return _dispatch.call("project_and_sort", points, projections)
 
 
 def project_and_sort_values(points: Tensor, projections: Tensor, projections_name: str = "projections") -> Tensor:
@@ -171,7 +215,7 @@ def _slices(
         return (x_values - y_values).abs().pow(p).mean(2)
     dtype = torch.promote_types(x_values.dtype, y_values.dtype)
     values = x_values.to(dtype), y_values.to(dtype)
-    return torch.ops.add_ops.quantile_distance(*values, x_order, y_order, x_weights, y_weights, float(p))
+    return _dispatch.call("quantile_distance", *values, x_order, y_order, x_weights, y_weights, float(p))
 
 
 def sliced_wasserstein(
@@ -263,6 +307,11 @@ def max_sliced_wasserstein(
     """
     floating("x", x, "B N D")
     count("steps", steps)
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "max_sliced_wasserstein takes gradient steps of its own and is refused inside of torch.func's transforms"
+            " (grad, vjp, jacrev, vmap); use torch.autograd.grad"
+        )
     weights = {"x_weights": x_weights, "y_weights": y_weights}
     theta = sample_projections(x.shape[2], num_projections, sampling=sampling, generator=generator, device=x.device)
     best, index = sliced_wasserstein(x.detach(), y.detach(), theta, p=p, **weights, reduction="none").max(1)

@@ -38,7 +38,15 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
 
 def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> Tensor:
     """Gradient (B, N, D) for the points: undo the order, then the projection."""
+    _check_places("permutation", permutation)
     return unproject(torch.empty_like(grad).scatter_(-1, permutation.long(), grad), projections)
+
+
+def _check_places(name: str, order: Tensor) -> None:
+    if order.device.type == "cpu" and order.numel():  # elsewhere it would wait, and the device itself refuses
+        low, high = map(int, order.aminmax())
+        if low < 0 or high >= order.shape[-1]:
+            raise ValueError(f"{name}: expected a permutation of 0 to {order.shape[-1] - 1} in each row")
 
 
 def _levels(weights: Tensor | None, order: Tensor) -> Tensor:
@@ -72,8 +80,13 @@ def _steps(
     A step without width has no gap: a point of weight 0 counts for nothing, be it infinite or NaN.
     """
     slices = x.shape[1]
+    for name, order, weights in (("x_order", x_order, x_weights), ("y_order", y_order, y_weights)):
+        if weights is not None:  # else the order is not read
+            _check_places(name, order)
     x, y, x_order, y_order = (tensor.flatten(0, 1) for tensor in (x, y, x_order, y_order))
     rows, steps = len(x), x.shape[1] + y.shape[1]
+    if rows == 0:
+        return
     parts = max(min(-(-rows * steps // BUDGET), rows // 2), 1)  # two rows at least: torch cuts the sum of a single one
     bounds = [rows * part // parts for part in range(parts + 1)]
     alike = x_weights is None and y_weights is None
@@ -88,7 +101,7 @@ def _steps(
             )
         width, x_index, y_index = (part.expand(chosen.stop - chosen.start, -1) for part in merged)
         gap = x[chosen].gather(1, x_index) - y[chosen].gather(1, y_index)
-        yield chosen, width, x_index, y_index, torch.where(width > 0, gap, 0)
+        yield chosen, width, x_index, y_index, torch.where(width > 0, gap.double(), 0)  # whose powers stay in range
 
 
 def quantile_distance(
@@ -124,7 +137,8 @@ def quantile_distance_backward(
     """Gradients of x and y: of every step, width · p · |gap|^(p-1) · sign(gap) to x, and its negative to y."""
     x_grad, y_grad = (values.new_empty(values.flatten(0, 1).shape) for values in (x, y))
     for rows, width, x_index, y_index, gap in _steps(x, y, x_order, y_order, x_weights, y_weights):
-        slope = grad.flatten()[rows, None] * width * p * gap.abs().pow(p - 1) * gap.sign()
+        sign = torch.where(gap.isnan(), gap, gap.sign())  # which is 0 for NaN
+        slope = grad.flatten()[rows, None] * width * p * gap.abs().pow(p - 1) * sign
         for target, index, part in ((x_grad, x_index, slope), (y_grad, y_index, -slope)):
             target[rows] = part.new_zeros(len(part), target.shape[1]).scatter_add_(1, index, part)
     return x_grad.view(x.shape), y_grad.view(y.shape)
