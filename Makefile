@@ -3,6 +3,7 @@
 # make test-slow   those that take minutes and rarely break: the Triton kernels compiled for GPUs that are not here
 # make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
 # make versions  the operators' tests with the oldest and the newest torch; PYTHON="python3.11 python3.14" names several
+# make sanitize    random calls of every operator under the address, undefined and thread sanitizers; CASES=10000
 # make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
 # Each but the last two creates .venv and installs what it needs when that is missing; gpu uses PYTHON as it is.
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test test-slow lint bench gate versions gpu
+.PHONY: train test test-slow lint bench gate versions sanitize gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -45,6 +46,9 @@ gate: .venv/bench
 
 versions:
 	.ci/versions $(PYTHON)
+
+sanitize: .venv/test
+	.ci/sanitize
 
 gpu:
 	PYTHON='$(PYTHON)' .ci/gpu

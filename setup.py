@@ -2,6 +2,7 @@
 
 ADD_OPS_NO_CPP=1   install without it (the pure-PyTorch reference answers)
 ADD_OPS_WERROR=1   compiler warnings are errors, and a failed build fails the install
+ADD_OPS_SANITIZE=address,undefined   or thread: with GCC's sanitizers, for make sanitize
 """
 
 import os
@@ -20,6 +21,10 @@ HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 FLAGS += ["-Werror"] if STRICT else []
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+if sanitizers := os.environ.get("ADD_OPS_SANITIZE"):
+    FLAGS += ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    # The thread sanitizer cannot see the locks of OpenMP's pool: csrc/parallel.h then starts threads of its own.
+    OPENMP = [f"-fsanitize={sanitizers}", *([] if sanitizers == "thread" else OPENMP)]
 
 # A *_kernel.cpp is compiled once per instruction set; csrc/dispatch.h chooses between the copies at run time.
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
