@@ -8,7 +8,7 @@ from .frequency_attention.op import (
     frequency_attention_map,
     spectral_distance,
 )
-from .multi_view.op import MultiViewLoss, multi_view_attention, multi_view_loss, sample_views, view_histogram
+from .multi_view.op import MultiViewLoss, multi_view_attention, multi_view_loss, sample_views
 from .sliced_wasserstein.directions import sample_projections
 from .sliced_wasserstein.op import (
     SlicedWassersteinLoss,
@@ -36,5 +36,4 @@ __all__ = [
     "sliced_wasserstein",
     "spectral_distance",
     "use_backend",
-    "view_histogram",
 ]

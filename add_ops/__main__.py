@@ -31,7 +31,7 @@ def _self_test(device: str) -> dict[str, tuple[float, str, list[str]]]:
     projections = add_ops.sample_projections(6, 3, generator=generator)
     primitives = {
         "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher.to(x)),
-        "view_histogram": lambda x: add_ops.view_histogram(x, views.to(x.device), 4),
+        "view_histogram": lambda x: add_ops.multi_view_attention(x, views.to(x.device), 4),
         "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, projections.to(x))[0],
         "quantile_distance": lambda x: add_ops.sliced_wasserstein(
             x.flatten(2).mT, teacher.to(x).flatten(2).mT[:, :40], projections.to(x)

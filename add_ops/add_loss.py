@@ -100,6 +100,8 @@ class ADDLoss(nn.Module):
         number("multi_view_scale", multi_view_scale, at_least=0)
         a = [number("frequency_weights", weight, at_least=0) for weight in frequency_weights]
         b = [number("multi_view_weights", weight, at_least=0) for weight in multi_view_weights]
+        self._given = {"frequency_weights": a, "multi_view_weights": b}
+        self._given |= {"frequency_scale": frequency_scale, "multi_view_scale": multi_view_scale}
         self.frequency_weights = [frequency_scale * weight for weight in a]
         self.multi_view_weights = [multi_view_scale * weight for weight in b]
         if not any(self.frequency_weights + self.multi_view_weights):
@@ -108,7 +110,7 @@ class ADDLoss(nn.Module):
             )
         self.frequency = frequency if frequency is not None else FrequencyAttentionLoss()
         self.multi_view = multi_view if multi_view is not None else MultiViewLoss()
-        self._adapts_both = isinstance(multi_view, MultiViewLoss) and multi_view.options["slicing"] == "points"
+        self._adapts_both = isinstance(multi_view, MultiViewLoss) and multi_view.slicing == "points"
         self.adapters = nn.ModuleDict()
         if student_channels is None and teacher_channels is None:
             return
@@ -116,6 +118,7 @@ class ADDLoss(nn.Module):
             [count(name, channels) for channels in _per_layer(name, values, layers)]
             for name, values in (("student_channels", student_channels), ("teacher_channels", teacher_channels))
         )
+        self._given |= {"student_channels": student, "teacher_channels": teacher}
         for index in range(layers):
             if self.frequency_weights[index] or (self._adapts_both and self.multi_view_weights[index]):
                 self.adapters[f"layer{index + 1}"] = Adapter(student[index], teacher[index])
@@ -163,4 +166,4 @@ class ADDLoss(nn.Module):
         return sum(self.terms(student_features, teacher_features, labels).values())
 
     def extra_repr(self) -> str:
-        return f"frequency_weights={self.frequency_weights}, multi_view_weights={self.multi_view_weights}"
+        return ", ".join(f"{name}={value}" for name, value in self._given.items())

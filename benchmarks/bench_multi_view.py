@@ -34,7 +34,7 @@ def _loss(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor]
 ENTRIES = (
     Entry(
         name="view_histogram",
-        ours=add_ops.view_histogram,
+        ours=add_ops.multi_view_attention,
         plain=plain.view_histogram,
         released=released.view_histogram,
         call=_histogram,

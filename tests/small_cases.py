@@ -18,8 +18,8 @@ def main() -> None:
         x = torch.randn(shape, device="cuda")
         x = (x.mT.contiguous().mT if layout is None else x.contiguous(memory_format=layout)).requires_grad_()
         names = ("l2", "gaussian", "cosine")[: 3 if max(shape[2:]) <= 32 else 2]
-        values = [add_ops.spectral_distance(x, torch.zeros_like(x), name) for name in names]
-        values.append(add_ops.view_histogram(x, add_ops.sample_views(3, device="cuda"), max(shape[1] // 2, 1)))
+        values = [add_ops.spectral_distance(x, torch.zeros_like(x), distance=name) for name in names]
+        values.append(add_ops.multi_view_attention(x, add_ops.sample_views(3, device="cuda"), max(shape[1] // 2, 1)))
         theta = add_ops.sample_projections(shape[1], 5, device="cuda")
         values.append(add_ops.project_and_sort(x.flatten(2).mT, theta)[0])
         sum(value.square().sum() for value in values).backward()

@@ -188,7 +188,7 @@ def test_compiled_equals_eager(backend):
 
 def test_what_it_is_made_of_is_shown():
     shown = repr(ADDLoss([0, 1], [1, 0], student_channels=[2, 3], teacher_channels=[4, 5], frequency_scale=0.5))
-    assert "frequency_weights=[0.0, 0.5], multi_view_weights=[16.0, 0.0]" in shown
+    assert "frequency_weights=[0, 1], multi_view_weights=[1, 0], frequency_scale=0.5, multi_view_scale=16.0" in shown
     assert "(layer2): Adapter(student_channels=3, teacher_channels=5)" in shown and "layer1" not in shown
 
 

@@ -60,7 +60,7 @@ def test_spectral_distance_at_every_side(capability, size, distance):
     weights = 10 ** (6 * torch.rand(2, *size))  # as large as exp(gamma m) becomes
     for layout, x in layouts(features).items():
         other, upstream = (teacher.mT, weights.mT) if layout == "strided" else (teacher, weights)
-        check(lambda x, t=other: add_ops.spectral_distance(x, t.to(x.dtype), distance, 0.1), x, upstream)
+        check(lambda x, t=other: add_ops.spectral_distance(x, t.to(x.dtype), distance=distance, sigma=0.1), x, upstream)
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
@@ -68,9 +68,9 @@ def test_spectral_distance_at_every_side(capability, size, distance):
 def test_spectral_distance_over_many_channels(capability, shape, distance):
     # Several groups of channels in a block, several blocks in a chunk, the last cut short; then channels with gaps.
     features, teacher, upstream = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], *shape[2:])
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance), features, upstream)
+    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance=distance), features, upstream)
     sparse, other = features[:, ::2], teacher[:, 1::2]
-    check(lambda x: add_ops.spectral_distance(x, other.to(x.dtype), distance), sparse, upstream)
+    check(lambda x: add_ops.spectral_distance(x, other.to(x.dtype), distance=distance), sparse, upstream)
 
 
 @pytest.mark.parametrize("coordinates", ["index", "unit"])
@@ -81,9 +81,9 @@ def test_view_histogram(capability, shape, coordinates):
         for bins in (1, 16, 300):
             upstream = torch.randn(shape[0], 12, bins)
             if bins > 1:
-                check(lambda x, m=bins: add_ops.view_histogram(x, views, m, coordinates), x, upstream)
+                check(lambda x, m=bins: add_ops.multi_view_attention(x, views, m, coordinates=coordinates), x, upstream)
             else:
-                torch.testing.assert_close(add_ops.view_histogram(x, views, 1), torch.ones(shape[0], 12, 1))
+                torch.testing.assert_close(add_ops.multi_view_attention(x, views, 1), torch.ones(shape[0], 12, 1))
 
 
 @pytest.mark.parametrize("points", [1, 2, 63, 64, 96, 97, 256, 1024, 3136, 40000])
@@ -145,7 +145,7 @@ def test_the_number_of_threads_does_not_change_a_bit(capability, shape):
             torch.set_num_threads(threads)
             x = features.clone().requires_grad_()
             spectrum = add_ops.spectral_distance(x, teacher)
-            attention = add_ops.view_histogram(x, views, 20)
+            attention = add_ops.multi_view_attention(x, views, 20)
             grads = torch.autograd.grad(spectrum, x, upstream) + torch.autograd.grad(attention, x, histogram_upstream)
             values, permutation = _sorted(features.flatten(2).mT @ theta, threads)
             results.append((spectrum, attention, *grads, values, permutation))
@@ -168,7 +168,7 @@ def test_an_unknown_capability_is_named(monkeypatch, word):
     monkeypatch.setenv("ADD_OPS_CPU_CAPABILITY", word)
     features, views = torch.ones(1, 2, 3, 4), add_ops.sample_views(1)
     with pytest.raises(ValueError, match=f"ADD_OPS_CPU_CAPABILITY: expected baseline, avx2 or avx512, got '{word}'"):
-        add_ops.view_histogram(features, views, 2)
+        add_ops.multi_view_attention(features, views, 2)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from add_ops import MultiViewLoss, SlicedWassersteinLoss, multi_view_loss, sample_projections, sample_views
 from add_ops import sliced_wasserstein as distance
-from add_ops.multi_view import op as multi_view
+from add_ops.multi_view import pairs
 
 SAMPLINGS = ["uniform", "orthogonal", "quasi"]
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 5), (3, 1), (3, 2), (3, 3), (3, 12), (3, 100), (5, 12), (40, 7), (40, 90)]
@@ -108,7 +108,7 @@ def test_unbiased_and_not_noisier(sampling, dim, number_of):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_losses_draw_by_their_sampling(sampling):
     x, y = torch.randn(2, 6, 3), torch.randn(2, 6, 3)
-    loss = SlicedWassersteinLoss(4, sampling=sampling, generator=seeded(2))
+    loss = SlicedWassersteinLoss(projections=4, sampling=sampling, generator=seeded(2))
     expected = distance(x, y, draw(3, 4, sampling, 2)).mean()
     assert torch.equal(loss(x, y), expected) and f"sampling='{sampling}'" in repr(loss)
     maps = torch.randn(2, 2, 3, 4, 4)
@@ -126,24 +126,25 @@ def test_sampled_pairs_are_drawn_finely_under_any_default_dtype(dtype):
     mask = torch.ones(200, 1000, dtype=torch.bool)
     torch.set_default_dtype(dtype)
     try:
-        drawn = multi_view._draw(mask, seeded())
+        drawn = pairs.draw(mask, seeded())
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(drawn, multi_view._draw(mask, seeded())) and drawn.double().mean() > 400
+    assert torch.equal(drawn, pairs.draw(mask, seeded())) and drawn.double().mean() > 400
 
 
 def test_bad_words_and_dimensions_are_named():
     words = r"sampling: expected one of 'uniform', 'orthogonal', 'quasi', got 'halton'"
     quasi = r"sampling: expected 'uniform' or 'orthogonal' unless D = 3, got 'quasi' for D = 4"
     x = torch.zeros(2, 4, 3, 3)
-    for make in (sample_views, lambda n, **o: sample_projections(2, n, **o), SlicedWassersteinLoss, MultiViewLoss):
+    draws = (lambda **o: sample_views(2, **o), lambda **o: sample_projections(2, 2, **o))
+    for make in (*draws, SlicedWassersteinLoss, MultiViewLoss):
         with pytest.raises(ValueError, match=words):
-            make(2, sampling="halton")
+            make(sampling="halton")
     with pytest.raises(ValueError, match=words):
         multi_view_loss(x, x, sampling="halton")
     with pytest.raises(ValueError, match=quasi):
         sample_projections(4, 2, sampling="quasi")
     with pytest.raises(ValueError, match=quasi):
-        SlicedWassersteinLoss(2, sampling="quasi")(torch.zeros(1, 5, 4), torch.zeros(1, 5, 4))
+        SlicedWassersteinLoss(projections=2, sampling="quasi")(torch.zeros(1, 5, 4), torch.zeros(1, 5, 4))
     with pytest.raises(ValueError, match=quasi):
         MultiViewLoss(slicing="points", sampling="quasi")(x, x)

@@ -242,7 +242,7 @@ FUNCTIONS = {
     "points": lambda x, y: add_ops.multi_view_loss(x, y, views=torch.eye(4), slicing="points"),
     "sliced_wasserstein": lambda x, y: add_ops.sliced_wasserstein(x.flatten(2).mT, y.flatten(2).mT, torch.eye(4)).sum(),
     "unequal": lambda x, y: add_ops.sliced_wasserstein(x.flatten(2).mT, y[..., 1:].flatten(2).mT, torch.eye(4)).sum(),
-    "view_histogram": lambda x, y: add_ops.view_histogram(x, torch.eye(3), 4).square().sum(),
+    "view_histogram": lambda x, y: add_ops.multi_view_attention(x, torch.eye(3), 4).square().sum(),
 }
 
 

@@ -65,7 +65,7 @@ def test_forward_and_backward_equal_the_definition(backend, shape, distance):
     inputs = [x.requires_grad_() for x in (student, teacher)]
     expected = definition(*inputs, distance, 0.3)
     expected_grads = torch.autograd.grad(expected, inputs, upstream)
-    actual = spectral_distance(*inputs, distance, 0.3)
+    actual = spectral_distance(*inputs, distance=distance, sigma=0.3)
     assert_close(actual, expected)
     for grad, wanted in zip(torch.autograd.grad(actual, inputs, upstream), expected_grads, strict=True):
         if bool(wanted.abs().max() > 1e-12):
@@ -84,7 +84,7 @@ def test_dtypes_and_layouts(backend, distance, dtype, layout):
     reference = student.detach().double().requires_grad_()
     expected = definition(reference, teacher, distance)
     (expected_grad,) = torch.autograd.grad(expected, reference, upstream)
-    actual = spectral_distance(student, teacher, distance)
+    actual = spectral_distance(student, teacher, distance=distance)
     assert actual.dtype == torch.promote_types(dtype, torch.float32)
     assert_close(actual, expected)
     (grad,) = torch.autograd.grad(actual, student, upstream.to(actual.dtype))
@@ -119,9 +119,9 @@ def test_worked_out_by_hand(backend):
     w0, w1 = weights.flatten().tolist()
     torch.testing.assert_close(student.grad, torch.tensor([[[[2 * w0 + w1, 2 * w0 - w1]]]]))
     # cosine of real coefficients: S -> [3, 2], T -> [1, 1], same signs: distance 0; gaussian: 1 - exp(-d/2)
-    assert spectral_distance(student, teacher, "cosine").abs().max() <= 1e-6
+    assert spectral_distance(student, teacher, distance="cosine").abs().max() <= 1e-6
     torch.testing.assert_close(
-        spectral_distance(student, teacher, "gaussian"), 1 - torch.tensor([[[4.0, 1.0]]]).div(-2).exp()
+        spectral_distance(student, teacher, distance="gaussian"), 1 - torch.tensor([[[4.0, 1.0]]]).div(-2).exp()
     )
 
 
@@ -155,7 +155,7 @@ def test_the_map_is_symmetric_and_carries_no_gradient(backend, distance):
 
 def test_the_cosine_of_a_zero_coefficient_is_one_with_gradient_zero(backend):
     zero, teacher = torch.zeros(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
-    distance = spectral_distance(zero, teacher, "cosine")
+    distance = spectral_distance(zero, teacher, distance="cosine")
     assert (distance == 1).all()
     for grad in torch.autograd.grad(distance.sum(), (zero, teacher)):
         assert (grad == 0).all()
@@ -179,7 +179,7 @@ def test_gradcheck_for_either_both_or_neither_input(backend, distance, needs):
     if not any(needs):
         assert not frequency_attention_loss(*inputs, distance=distance).requires_grad
         return
-    assert gradcheck(lambda s, t: spectral_distance(s, t, distance, 0.8, "ortho"), inputs)
+    assert gradcheck(lambda s, t: spectral_distance(s, t, distance=distance, sigma=0.8, norm="ortho"), inputs)
 
 
 def test_the_gradient_of_the_loss_holds_the_attention_constant(backend):

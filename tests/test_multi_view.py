@@ -8,7 +8,7 @@ import torch
 from closeness import assert_close
 from torch.autograd import gradcheck
 
-from add_ops import MultiViewLoss, multi_view_attention, multi_view_loss, sample_views, use_backend, view_histogram
+from add_ops import MultiViewLoss, multi_view_attention, multi_view_loss, sample_views, use_backend
 from add_ops.multi_view.reference import view_bins
 
 GRIDS = [(1, 1, 1), (1, 1, 5), (4, 1, 1), (8, 4, 4), (5, 7, 3), (13, 6, 5)]
@@ -68,7 +68,7 @@ def test_bins_worked_out_by_hand():
     assert view_bins((4, 1, 1), views, 2, "index").tolist() == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
     features = torch.tensor([1.0, 2.0, 2.0, 4.0]).reshape(1, 4, 1, 1)
     expected = torch.tensor([[[5, 20], [20, 5], [25, 0]]]) / 25
-    torch.testing.assert_close(view_histogram(features, views, 2), expected)
+    torch.testing.assert_close(multi_view_attention(features, views, 2), expected)
 
 
 @pytest.mark.parametrize("coordinates", ["index", "unit"])
@@ -101,7 +101,7 @@ def test_dtypes_and_layouts(backend, dtype, layout):
     exact = features.detach().double().requires_grad_()
     expected = definition(exact, views, 6)
     (expected_grad,) = torch.autograd.grad(expected, exact, upstream)
-    actual = view_histogram(features, views, 6)
+    actual = multi_view_attention(features, views, 6)
     assert actual.dtype == torch.promote_types(dtype, torch.float32)
     assert_close(actual, expected)
     (grad,) = torch.autograd.grad(actual, features, upstream.to(actual.dtype))
@@ -111,18 +111,18 @@ def test_dtypes_and_layouts(backend, dtype, layout):
 
 def test_rows_sum_to_one_and_a_reversed_view_mirrors_the_bins(backend):
     features, views = torch.randn(3, 12, 5, 7, dtype=torch.float64), sample_views(6)
-    attention = view_histogram(features, views, 9)
+    attention = multi_view_attention(features, views, 9)
     torch.testing.assert_close(attention.sum(2), torch.ones(3, 6, dtype=torch.float64))
     # A position on an edge falls to its right in both directions: a mirror needs a grid without such a position.
     even = view_bins((12, 5, 7), views, 9, "index") + view_bins((12, 5, 7), -views, 9, "index") == 8
     features = features * even.all(0).reshape(12, 5, 7)
     assert even.double().mean() > 0.9
-    assert_close(view_histogram(features, -views, 9).flip(2), view_histogram(features, views, 9))
+    assert_close(multi_view_attention(features, -views, 9).flip(2), multi_view_attention(features, views, 9))
 
 
 def test_more_bins_than_any_backend_expects():
     features, views = torch.randn(2, 3, 2, 2, requires_grad=True), sample_views(2)
-    attention = view_histogram(features, views, 2**20 + 1)
+    attention = multi_view_attention(features, views, 2**20 + 1)
     torch.testing.assert_close(attention.sum(2), torch.ones(2, 2))
     (grad,) = torch.autograd.grad(attention.square().sum(), features)
     assert torch.isfinite(grad).all() and (grad != 0).any()
@@ -131,11 +131,11 @@ def test_more_bins_than_any_backend_expects():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_an_all_zero_sample_has_no_mass_and_extreme_scales_do_not_matter(backend, scale):
     features, views = torch.randn(3, 4, 3, 3), sample_views(3)
-    expected = view_histogram(features, views, 4)
+    expected = multi_view_attention(features, views, 4)
     features = features * scale
     features[1] = 0
     features.requires_grad_()
-    attention = view_histogram(features, views, 4)
+    attention = multi_view_attention(features, views, 4)
     assert (attention[1] == 0).all()
     torch.testing.assert_close(attention[[0, 2]], expected[[0, 2]])
     (grad,) = torch.autograd.grad(attention[..., 0].sum(), features)
@@ -284,7 +284,7 @@ def test_opcheck(backend):
 
 def test_second_derivatives_are_refused(backend):
     features = torch.randn(1, 2, 3, 3, requires_grad=True)
-    attention = view_histogram(features, sample_views(2), 3)
+    attention = multi_view_attention(features, sample_views(2), 3)
     (grad,) = torch.autograd.grad(attention.square().sum(), features, create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives"):
         grad.sum().backward()

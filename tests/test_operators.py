@@ -120,7 +120,7 @@ def test_views_whose_steps_overflow_are_refused(on_cpu, component, coordinates):
 def test_a_view_along_an_axis_of_one_has_bins_all_the_same(backend):
     """Its step there, a quotient of 1e200 in units that no integer has, moves no position."""
     views = torch.tensor([[1.0, 1e-200, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    attention = add_ops.view_histogram(torch.randn(2, 1, 4, 5), views, 4)
+    attention = add_ops.multi_view_attention(torch.randn(2, 1, 4, 5), views, 4)
     assert torch.equal(attention[:, 0], attention[:, 1])
 
 
@@ -174,11 +174,11 @@ def test_a_power_of_two_changes_no_meaning(backend, dtype, exponent):
     for distance in ("cosine", "gaussian") if dtype == torch.float32 else ("cosine",):
         sigmas = (0.3, 0.3 * scale) if distance == "gaussian" else (1.0, 1.0)
         values, scaled = (
-            add_ops.spectral_distance(a, b, distance, sigma)
+            add_ops.spectral_distance(a, b, distance=distance, sigma=sigma)
             for a, b, sigma in zip((x, x * scale), (y, y * scale), sigmas, strict=True)
         )
         assert_close(scaled, values.double())
-    assert_close(add_ops.view_histogram(x * scale, views, 4), add_ops.view_histogram(x, views, 4).double())
+    assert_close(add_ops.multi_view_attention(x * scale, views, 4), add_ops.multi_view_attention(x, views, 4).double())
     if abs(exponent) < 100:
         assert_close(
             add_ops.spectral_distance(x * scale, y * scale) / scale / scale, add_ops.spectral_distance(x, y).double()

@@ -181,7 +181,9 @@ def test_reductions_of_function_and_module(backend, sizes):
         ):
             for kept in ("mean", "none"):
                 draw = torch.Generator().manual_seed(4)
-                loss = SlicedWassersteinLoss(4, 2, reduction, draw, slice_reduction=kept)(x, y, **options)
+                loss = SlicedWassersteinLoss(projections=4, reduction=reduction, generator=draw, slice_reduction=kept)(
+                    x, y, **options
+                )
                 theta = sample_projections(3, 4, generator=torch.Generator().manual_seed(4))
                 expected = sliced_wasserstein(x, y, theta.to(x.device), **options, reduction=kept)
                 torch.testing.assert_close(loss, over_batch(expected))

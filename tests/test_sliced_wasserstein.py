@@ -107,12 +107,14 @@ def test_the_module_reduces_and_draws_fresh_projections():
     x, y = torch.randn(4, 9, 3), torch.randn(4, 9, 3)
 
     def run(reduction):
-        return SlicedWassersteinLoss(8, reduction=reduction, generator=torch.Generator().manual_seed(2))(x, y)
+        return SlicedWassersteinLoss(projections=8, reduction=reduction, generator=torch.Generator().manual_seed(2))(
+            x, y
+        )
 
     assert run("none").shape == (4,) and run("none").min() > 0
     torch.testing.assert_close(run("mean"), run("none").mean())
     torch.testing.assert_close(run("sum"), run("none").sum())
-    module = SlicedWassersteinLoss(8)
+    module = SlicedWassersteinLoss(projections=8)
     assert module(x, y) != module(x, y)
 
 

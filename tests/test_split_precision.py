@@ -132,7 +132,7 @@ def test_spectral_distance(tensor_cores, shape, scale):
 def test_view_histogram(tensor_cores, scale):
     features, views = scale * torch.randn(2, 40, 4, 4), add_ops.sample_views(3)
     upstream = torch.randn(2, 3, 20)
-    assert max(errors(lambda x: add_ops.view_histogram(x, views, 20), features, upstream)) <= BOUND
+    assert max(errors(lambda x: add_ops.multi_view_attention(x, views, 20), features, upstream)) <= BOUND
 
 
 @pytest.mark.parametrize("scale", SCALES)

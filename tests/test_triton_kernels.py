@@ -76,9 +76,11 @@ def test_view_histogram_at_awkward_sizes(shape, coordinates):
     for layout, bins in (("contiguous", 1), ("channels_last", 16), ("transposed", 33), ("sliced", 300)):
         x, upstream = layouts(features)[layout], torch.randn(shape[0], 5, bins, device=DEVICE)
         if bins > 1 and features[0].numel() > 1:
-            check(lambda x, m=bins: add_ops.view_histogram(x, views, m, coordinates), x, upstream)
+            check(lambda x, m=bins: add_ops.multi_view_attention(x, views, m, coordinates=coordinates), x, upstream)
         else:  # all the mass in one bin, whatever the features
-            torch.testing.assert_close(add_ops.view_histogram(x, views, bins).sum(2), torch.ones_like(upstream[..., 0]))
+            torch.testing.assert_close(
+                add_ops.multi_view_attention(x, views, bins).sum(2), torch.ones_like(upstream[..., 0])
+            )
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (32, 8, 8), (9, 31, 3)], ids=str)
@@ -88,7 +90,7 @@ def test_every_position_is_in_the_bin_of_the_reference(shape):
     for bins in (3, 40):
         index = view_bins(shape, views, bins, "index")
         expected = torch.stack([row.bincount(minlength=bins) for row in index])
-        counts = add_ops.view_histogram(torch.ones(1, *shape, device=DEVICE), views, bins)[0] * positions
+        counts = add_ops.multi_view_attention(torch.ones(1, *shape, device=DEVICE), views, bins)[0] * positions
         torch.testing.assert_close(counts, expected.float(), rtol=1e-5, atol=1e-2)
 
 
@@ -97,8 +99,8 @@ def test_boxes_of_many_windows_and_views_along_one_axis(layout):
     """Between (0, 0, 1) and (1, 0, 0), a box spans from one bin to dozens; no size is a multiple of a box."""
     features = torch.randn(1, 19, 3, 11, device=DEVICE)
     views, x = torch.cat([torch.eye(3), -torch.eye(3)[2:]]).to(DEVICE), layouts(features)[layout]
-    check(lambda x: add_ops.view_histogram(x, views, 60), x, torch.randn(1, 4, 60, device=DEVICE))
-    counts = add_ops.view_histogram(torch.ones_like(x), views, 60)[0] * x.numel()
+    check(lambda x: add_ops.multi_view_attention(x, views, 60), x, torch.randn(1, 4, 60, device=DEVICE))
+    counts = add_ops.multi_view_attention(torch.ones_like(x), views, 60)[0] * x.numel()
     expected = torch.stack([row.bincount(minlength=60) for row in view_bins(x.shape[1:], views, 60, "index")])
     torch.testing.assert_close(counts, expected.float(), rtol=1e-5, atol=1e-2)
 
@@ -195,10 +197,10 @@ def primitives(shape=(6, 32, 16, 16), dtype=torch.float32, device="cuda"):
     theta = add_ops.sample_projections(shape[1], 8, generator=generator, device=device)
 
     def spectrum(distance):
-        return lambda x: add_ops.spectral_distance(x, teacher[-len(x) :], distance)  # the last samples, or all
+        return lambda x: add_ops.spectral_distance(x, teacher[-len(x) :], distance=distance)  # the last samples, or all
 
     found = {f"spectral_distance {distance}": (spectrum(distance), student) for distance in DISTANCES}
-    found["view_histogram"] = (lambda x: add_ops.view_histogram(x, views, shape[1] // 2), student)
+    found["view_histogram"] = (lambda x: add_ops.multi_view_attention(x, views, shape[1] // 2), student)
     found["project_and_sort"] = (lambda x: add_ops.project_and_sort(x, theta)[0], student.flatten(2).mT)
     return found
 
@@ -313,7 +315,7 @@ def test_tensor_cores_keep_the_precision_of_float32(side, scale):
     weights = 10 ** (6 * torch.rand(4, side, side, device="cuda"))
     check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), student, weights)
     views = add_ops.sample_views(12, device="cuda")
-    check(lambda x: add_ops.view_histogram(x, views, 128), student, torch.randn(4, 12, 128, device="cuda"))
+    check(lambda x: add_ops.multi_view_attention(x, views, 128), student, torch.randn(4, 12, 128, device="cuda"))
     points, theta = student.flatten(2).mT, add_ops.sample_projections(256, 8, device="cuda")
     values, order = add_ops.project_and_sort(points, theta)
     projected = (points.double() @ theta.double()).mT

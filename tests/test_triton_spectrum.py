@@ -50,8 +50,18 @@ def test_spectral_distances_at_larger_sizes(shape, distance):
     upstream = torch.randn(shape[0], *shape[2:], device=DEVICE)
     # Where a coefficient of the cosine is small, 1/|F| amplifies the rounding of all of them.
     tolerance = 1e-4 if distance == "cosine" else ERROR
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
-    check(lambda x: add_ops.spectral_distance(student.to(x.dtype), x, distance, 0.1), teacher, upstream, tolerance)
+    check(
+        lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance=distance, sigma=0.1),
+        student,
+        upstream,
+        tolerance,
+    )
+    check(
+        lambda x: add_ops.spectral_distance(student.to(x.dtype), x, distance=distance, sigma=0.1),
+        teacher,
+        upstream,
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -71,9 +81,13 @@ def test_half_precision_at_other_sides(sides, dtype):
     for distance in distances_of(sides):
         with add_ops.use_backend("reference"):
             wanted = values_and_gradient(
-                lambda x, d=distance: add_ops.spectral_distance(x, teacher.double(), d), student.double(), upstream
+                lambda x, d=distance: add_ops.spectral_distance(x, teacher.double(), distance=d),
+                student.double(),
+                upstream,
             )
-        found = values_and_gradient(lambda x, d=distance: add_ops.spectral_distance(x, teacher, d), student, upstream)
+        found = values_and_gradient(
+            lambda x, d=distance: add_ops.spectral_distance(x, teacher, distance=d), student, upstream
+        )
         for one, other in zip(found, wanted, strict=True):
             assert relative_error(one, other) <= max(TOLERANCE[one.dtype], 2e-5 if one.dtype == torch.float32 else 0)
 
@@ -89,7 +103,12 @@ def test_a_program_that_takes_several_tiles(programs, shape, distance, monkeypat
     assert steps > 1 and (splits > 1) == (programs > 1)
     upstream = torch.randn(shape[0], *shape[2:], device=DEVICE)
     tolerance = 1e-4 if distance == "cosine" else ERROR
-    check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance, 0.1), student, upstream, tolerance)
+    check(
+        lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype), distance=distance, sigma=0.1),
+        student,
+        upstream,
+        tolerance,
+    )
 
 
 def test_nan_stays_in_its_sample():
@@ -216,4 +235,4 @@ def test_sides_out_of_reach_are_named():
     with pytest.raises(RuntimeError, match="a side of 65×2 is longer than 64"):
         add_ops.spectral_distance(x, x)
     with pytest.raises(RuntimeError, match="a side of 2×33 is longer than 32"):
-        add_ops.spectral_distance(x[:, :, :33].mT, x[:, :, :33].mT, "cosine")
+        add_ops.spectral_distance(x[:, :, :33].mT, x[:, :, :33].mT, distance="cosine")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _dispatch
 from .._checks import accumulation, floating, number, one_of, same_device, shaped
+from .._module import FunctionModule
 from . import reference
 
 DISTANCES = ("l2", "cosine", "gaussian")
@@ -72,7 +73,7 @@ _dispatch.differentiate("spectral_distance", _backward, _setup_context)
 
 
 def spectral_distance(
-    student: Tensor, teacher: Tensor, distance: str = "l2", sigma: float = 1.0, norm: str = "forward"
+    student: Tensor, teacher: Tensor, *, distance: str = "l2", sigma: float = 1.0, norm: str = "forward"
 ) -> Tensor:
     """Channel mean of the distance between the 2-D spectra of two feature maps (Le & Woo 2022, frequency attention).
 
@@ -93,6 +94,11 @@ def spectral_distance(
         TypeError: an input is not a dense floating-point tensor.
         ValueError: shapes or devices differ, a word is unknown, or ``sigma`` is not a positive number.
     """
+    _check_public(student, teacher, distance, sigma, norm)
+    return _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
+
+
+def _check_public(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> None:
     floating("student", student, "B C H W")
     floating("teacher", teacher, "B C H W")
     if student.shape != teacher.shape:
@@ -101,13 +107,12 @@ def spectral_distance(
     one_of("distance", distance, DISTANCES)
     number("sigma", sigma, above=0)
     one_of("norm", norm, NORMS)
-    return _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
 
 
 def _attention(mean_distance: Tensor, gamma: float) -> Tensor:
     # exp stays finite up to 88 in float32 and 709 in float64.
     limit = 80.0 if mean_distance.dtype == torch.float32 else 700.0
-    return (number("gamma", gamma) * mean_distance.detach()).clamp(max=limit).exp()
+    return (gamma * mean_distance.detach()).clamp(max=limit).exp()
 
 
 def frequency_attention_map(
@@ -133,7 +138,10 @@ def frequency_attention_map(
     Raises:
         TypeError, ValueError: as :func:`spectral_distance`; also where ``gamma`` is not a finite number.
     """
-    return _attention(spectral_distance(student.detach(), teacher.detach(), distance, sigma, norm), gamma)
+    number("gamma", gamma)
+    _check_public(student, teacher, distance, sigma, norm)
+    arguments = student.detach(), teacher.detach(), distance, sigma, norm
+    return _attention(_dispatch.call("spectral_distance", *arguments), gamma)
 
 
 def frequency_attention_loss(
@@ -164,45 +172,37 @@ def frequency_attention_loss(
         TypeError, ValueError: as :func:`frequency_attention_map`; also where ``reduction`` is unknown.
     """
     one_of("reduction", reduction, REDUCTIONS)
-    mean_distance = spectral_distance(student, teacher, distance, sigma, norm)
-    weighted = _attention(mean_distance, gamma) * mean_distance
-    batch, channels, height, width = student.shape
-    per_sample = weighted.sum((1, 2)) * (1 / (height * width) if reduction == "mean" else channels)
+    number("gamma", gamma)
+    _check_public(student, teacher, distance, sigma, norm)
+    scale = 1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]
+    mean_distance = _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
+    per_sample = (_attention(mean_distance, gamma) * mean_distance).sum((1, 2)) * scale
     per_sample = per_sample.clamp(max=torch.finfo(per_sample.dtype).max / 2)  # so that their mean is finite, too
-    return per_sample if reduction == "none" else (per_sample / max(batch, 1)).sum()
+    return per_sample if reduction == "none" else (per_sample / max(len(student), 1)).sum()
 
 
-class FrequencyAttentionLoss(nn.Module):
+class FrequencyAttentionLoss(FunctionModule):
     """:func:`frequency_attention_loss` as a module: same options, ``forward(student, teacher)``."""
 
     def __init__(
         self,
+        *,
         gamma: float = 1.0,
         distance: str = "l2",
         sigma: float = 1.0,
         norm: str = "forward",
         reduction: str = "sum",
     ) -> None:
-        super().__init__()
-        self.gamma = number("gamma", gamma)
-        self.distance = one_of("distance", distance, DISTANCES)
-        self.sigma = number("sigma", sigma, above=0)
-        self.norm = one_of("norm", norm, NORMS)
-        self.reduction = one_of("reduction", reduction, REDUCTIONS)
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return frequency_attention_loss(
-            student,
-            teacher,
-            gamma=self.gamma,
-            distance=self.distance,
-            sigma=self.sigma,
-            norm=self.norm,
-            reduction=self.reduction,
+        super().__init__(
+            gamma=number("gamma", gamma),
+            distance=one_of("distance", distance, DISTANCES),
+            sigma=number("sigma", sigma, above=0),
+            norm=one_of("norm", norm, NORMS),
+            reduction=one_of("reduction", reduction, REDUCTIONS),
         )
 
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, distance={self.distance!r}, norm={self.norm!r}, reduction={self.reduction!r}"
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return frequency_attention_loss(student, teacher, **self.options)
 
 
 _dispatch.load("cpp", "add_ops.frequency_attention.cpp_kernels")

@@ -6,13 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _dispatch
 from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
+from .._module import FunctionModule
 from ..sliced_wasserstein.directions import SAMPLINGS, random_directions, sample_projections
-from ..sliced_wasserstein.op import project_and_sort_values
+from ..sliced_wasserstein.op import check_projections, project_and_sort_values
 from . import reference
+from .pairs import all_pairs, matching, sampled_pairs
 
 COORDINATES = ("index", "unit")
 SLICINGS = ("grid", "points")
@@ -105,7 +107,7 @@ def sample_views(
     return random_directions(count("num_views", num_views), 3, sampling, generator, device).contiguous()
 
 
-def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str = "index") -> Tensor:
+def multi_view_attention(features: Tensor, views: Tensor, bins: int, *, coordinates: str = "index") -> Tensor:
     """Attention vectors: the mass ``x²/Σx²`` of a feature map in equal-width bins along each view (Le & Woo 2022).
 
     A position is binned by the integer rule, the same on every backend, bit for bit. An all-zero sample has mass 0
@@ -126,115 +128,24 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str 
         ValueError: wrong shape or device, ``bins`` < 1, a view that is not a unit vector, an unknown word.
     """
     floating("features", features, "B C H W")
-    _check_views(views, features)
+    _check_views(views)
+    same_device("views", views, "features", features)
     count("bins", bins)
     one_of("coordinates", coordinates, COORDINATES)
     return _dispatch.call("view_histogram", features, views, bins, coordinates)[0]
 
 
-def _check_views(views: Tensor, features: Tensor) -> None:
+def _check_views(views: Tensor) -> None:
     if not isinstance(views, Tensor) or views.dtype not in (torch.float32, torch.float64):
         got = views.dtype if isinstance(views, Tensor) else type(views).__name__
         raise TypeError(f"views: expected a float32 or float64 tensor, got {got}")
     if views.ndim != 2 or views.shape[1] != 3 or views.shape[0] == 0:
         raise ValueError(f"views: expected shape (K, 3) with K >= 1, got {tuple(views.shape)}")
-    same_device("views", views, "features", features)
     constant("views", views)
     if views.device.type == "cpu" and not torch.compiler.is_compiling():
         lengths = views.norm(dim=1)
         if not bool(((lengths - 1).abs() <= 1e-3).all()):
             raise ValueError(f"views: expected unit vectors, got lengths {lengths.tolist()}")
-
-
-def multi_view_attention(features: Tensor, views: Tensor, bins: int, *, coordinates: str = "index") -> Tensor:
-    """Attention vectors of a feature map under views; see :func:`view_histogram`, whose public name this is.
-
-    Args:
-        features: ``(B, C, H, W)``. views: ``(K, 3)`` unit vectors. bins: M >= 1. coordinates: ``"index"``, ``"unit"``.
-
-    Returns:
-        ``(B, K, M)``, each row summing to 1; float32 or the wider input dtype.
-
-    Raises:
-        TypeError, ValueError: as :func:`view_histogram`.
-    """
-    return view_histogram(features, views, bins, coordinates)
-
-
-def _power_distance(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """``Σ_j |x_j - y_j|^p`` of matching rows: two (..., M) -> (...)."""
-    return (x - y).abs().pow(p).sum(-1)
-
-
-def _binned_wasserstein(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Exact ``W_p^p`` between histograms on a line of length 1: two (..., M) -> (...).
-
-    The integral over q of |quantile_x(q) - quantile_y(q)|^p, a sum over the merged levels of both cumulative sums.
-    """
-    bins = x.shape[-1]
-    cumulative_x, cumulative_y = x.cumsum(-1), y.cumsum(-1)
-    if p == 1:
-        return _power_distance(cumulative_x[..., :-1], cumulative_y[..., :-1], 1) / bins
-    levels = torch.cat([cumulative_x, cumulative_y], -1).sort(-1).values
-    quantile_x, quantile_y = (
-        torch.searchsorted(cumulative.detach().contiguous(), levels.detach()).clamp(max=bins - 1)
-        for cumulative in (cumulative_x, cumulative_y)
-    )
-    width = torch.diff(levels, prepend=torch.zeros_like(levels[..., :1]))
-    return (width * ((quantile_x - quantile_y).abs().to(width.dtype) / bins).pow(p)).sum(-1)
-
-
-def _all_pairs(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
-    """Distance of every row of x to every row of y, per view: two (B, K, M) -> (K, B, B)."""
-    x, y = x.transpose(0, 1), y.transpose(0, 1)
-    if distance == "wasserstein" and p != 1:
-        batch = x.shape[1]
-        x, y = x[:, :, None].expand(-1, -1, batch, -1), y[:, None].expand(-1, batch, -1, -1)
-        return _binned_wasserstein(x, y, p)
-    scale = 1.0
-    if distance == "wasserstein":
-        scale = 1 / x.shape[-1]
-        x, y = x.cumsum(-1)[..., :-1], y.cumsum(-1)[..., :-1]
-    # The mm form of cdist loses the small distances that the margin is about.
-    exact = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(x.contiguous(), y.contiguous(), p=float(p), compute_mode=exact).pow(p) * scale
-
-
-def _draw(mask: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A uniformly drawn true column of every row: (B, B) -> (B,); any column where a row has none."""
-    device = generator.device if generator is not None else mask.device
-    chance = torch.rand(mask.shape, generator=generator, device=device, dtype=torch.float32).to(mask.device)
-    return torch.where(mask, chance, -1.0).argmax(1)
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the true entries, 0 where there is none: (K, ...) and (...) -> (K,)."""
-    return torch.where(mask, values, 0).flatten(1).sum(1) / mask.sum().clamp(min=1)
-
-
-def _contrastive(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    p: float,
-    margin: float,
-    distance: str,
-    pairs: str,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """``con(a_S, a_T) + con(a_T, a_S)``, averaged over views: equal labels attract, others repel up to the margin."""
-    same = labels[:, None] == labels[None, :]
-    if pairs == "all":
-        # D is symmetric and every pair is taken: both directions are the same sum.
-        every = _all_pairs(student, teacher, p, distance)
-        return 2 * (_masked_mean(every, same) + _masked_mean((margin - every).clamp(min=0), ~same)).mean()
-    measure = _binned_wasserstein if distance == "wasserstein" else _power_distance
-    total = student.new_zeros(())
-    for x, y in ((student, teacher), (teacher, student)):
-        near, far = (measure(x, y[_draw(mask, generator)], p).t() for mask in (same, ~same))
-        repelled = _masked_mean((margin - far).clamp(min=0), (~same).any(1))
-        total = total + (_masked_mean(near, same.any(1)) + repelled).mean()
-    return total
 
 
 def _check_labels(labels: Tensor, features: Tensor) -> None:
@@ -255,30 +166,26 @@ def _grid_slices(
     sampling: str,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    if not isinstance(views, Tensor):
-        views = sample_views(count("views", views), sampling=sampling, generator=generator, device=student.device)
+    if isinstance(views, Tensor):
+        _check_views(views)
+        same_device("views", views, "student", student)
+    else:
+        views = sample_views(views, sampling=sampling, generator=generator, device=student.device)
     if bins is None:
         bins = max(math.gcd(student.shape[1], teacher.shape[1]) // 2, 1)
-    attention = [view_histogram(features, views, bins, coordinates) for features in (student, teacher)]
+    attention = [_dispatch.call("view_histogram", x, views, bins, coordinates)[0] for x in (student, teacher)]
     return attention[0], attention[1]
 
 
 def _point_slices(
-    student: Tensor,
-    teacher: Tensor,
-    views: int | Tensor,
-    bins: int | None,
-    sampling: str,
-    generator: torch.Generator | None,
+    student: Tensor, teacher: Tensor, views: int | Tensor, sampling: str, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    if bins is not None:
-        raise ValueError(f"bins: expected None with slicing='points', which has no bins, got {bins}")
     if student.shape != teacher.shape:
         expected = f"the student's shape {tuple(student.shape)} with slicing='points'"
         raise ValueError(f"teacher: expected {expected}, got {tuple(teacher.shape)}")
     if not isinstance(views, Tensor):
-        number_of, where = count("views", views), {"generator": generator, "device": student.device}
-        views = sample_projections(student.shape[1], number_of, sampling=sampling, **where)
+        where = {"generator": generator, "device": student.device}
+        views = sample_projections(student.shape[1], views, sampling=sampling, **where)
     points = [features.flatten(2).transpose(1, 2) for features in (student, teacher)]
     return project_and_sort_values(points[0], views, "views"), project_and_sort_values(points[1], views, "views")
 
@@ -317,7 +224,7 @@ def multi_view_loss(
         gamma, eta, margin: weights of the two terms, and the contrastive margin, all >= 0.
         slicing: ``"grid"`` bins the mass of the map over its own indices; ``"points"`` sorts projections of the H·W
             pixels in channel space (teacher and student of equal shape).
-        coordinates: ``"index"`` or ``"unit"``, see :func:`view_histogram`.
+        coordinates: ``"index"`` or ``"unit"``, see :func:`multi_view_attention`.
         distance: ``"bins"`` is ``D = Σ_j |x_j - y_j|^p``; ``"wasserstein"`` the exact ``W_p^p`` between the two
             histograms over a line of length 1 (bin width 1/M), for ``slicing="grid"``. With ``p != 1`` and
             ``pairs="all"`` it holds ``K·B²·2M`` numbers at once.
@@ -341,19 +248,23 @@ def multi_view_loss(
     same_device("teacher", teacher, "student", student)
     if labels is not None:
         _check_labels(labels, student)
-    _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
+    _check_options(views, bins, p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
     if slicing == "grid":
-        student_slices, teacher_slices = _grid_slices(student, teacher, views, bins, coordinates, sampling, generator)
+        slices = _grid_slices(student, teacher, views, bins, coordinates, sampling, generator)
     else:
-        student_slices, teacher_slices = _point_slices(student, teacher, views, bins, sampling, generator)
-    measure = _binned_wasserstein if distance == "wasserstein" else _power_distance
-    loss = gamma * measure(student_slices, teacher_slices, p).mean(1).sum() / max(batch, 1)
+        slices = _point_slices(student, teacher, views, sampling, generator)
+    attract = gamma / (max(batch, 1) * slices[0].shape[1])
     if labels is None or batch == 0:
-        return loss
-    return loss + eta * _contrastive(student_slices, teacher_slices, labels, p, margin, distance, pairs, generator)
+        return matching(*slices, p, distance).sum() * attract
+    if pairs == "all":
+        return all_pairs(*slices, labels, p, distance, attract, eta, margin)
+    attraction = matching(*slices, p, distance).sum() * attract
+    return attraction + eta * sampled_pairs(*slices, labels, p, distance, margin, generator)
 
 
 def _check_options(
+    views: int | Tensor,
+    bins: int | None,
     p: float,
     gamma: float,
     eta: float,
@@ -364,6 +275,10 @@ def _check_options(
     pairs: str,
     sampling: str,
 ) -> None:
+    if not isinstance(views, Tensor):
+        count("views", views)
+    if bins is not None:
+        count("bins", bins)
     number("p", p, at_least=1)
     number("gamma", gamma, at_least=0)
     number("eta", eta, at_least=0)
@@ -373,16 +288,22 @@ def _check_options(
     one_of("distance", distance, DISTANCES)
     one_of("pairs", pairs, PAIRS)
     one_of("sampling", sampling, SAMPLINGS)
-    if distance == "wasserstein" and slicing == "points":
+    if slicing == "points" and bins is not None:
+        raise ValueError(f"bins: expected None with slicing='points', which has no bins, got {bins}")
+    if slicing == "points" and distance == "wasserstein":
         raise ValueError("distance: expected 'bins' with slicing='points', which has no histograms, got 'wasserstein'")
 
 
-class MultiViewLoss(nn.Module):
-    """:func:`multi_view_loss` as a module: same options, ``forward(student, teacher, labels=None)``."""
+class MultiViewLoss(FunctionModule):
+    """:func:`multi_view_loss` as a module: same options, ``forward(student, teacher, labels=None)``.
+
+    A tensor of ``views`` becomes a buffer, saved in the ``state_dict``; its dtype stays when the module's changes.
+    """
 
     def __init__(
         self,
-        views: int = 12,
+        *,
+        views: int | Tensor = 12,
         bins: int | None = None,
         p: float = 2,
         gamma: float = 100.0,
@@ -392,32 +313,29 @@ class MultiViewLoss(nn.Module):
         coordinates: str = "index",
         distance: str = "bins",
         pairs: str = "all",
-        generator: torch.Generator | None = None,
-        *,
         sampling: str = "uniform",
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        _check_options(p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
-        self.options = {
-            "views": count("views", views),
-            "bins": None if bins is None else count("bins", bins),
-            "p": p,
-            "gamma": gamma,
-            "eta": eta,
-            "margin": margin,
-            "slicing": slicing,
-            "coordinates": coordinates,
-            "distance": distance,
-            "pairs": pairs,
-            "sampling": sampling,
-        }
-        self.generator = generator
+        _check_options(views, bins, p, gamma, eta, margin, slicing, coordinates, distance, pairs, sampling)
+        if isinstance(views, Tensor):
+            _check_views(views) if slicing == "grid" else check_projections("views", views)
+        super().__init__(
+            views=views,
+            bins=bins,
+            p=p,
+            gamma=gamma,
+            eta=eta,
+            margin=margin,
+            slicing=slicing,
+            coordinates=coordinates,
+            distance=distance,
+            pairs=pairs,
+            sampling=sampling,
+            generator=generator,
+        )
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
-        return multi_view_loss(student, teacher, labels, generator=self.generator, **self.options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return multi_view_loss(student, teacher, labels, **self.options)
 
 
 _dispatch.load("cpp", "add_ops.multi_view.cpp_kernels")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from .. import _dispatch
 from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
+from .._module import FunctionModule
 from . import reference
 from .directions import SAMPLINGS, sample_projections
 
@@ -141,12 +142,17 @@ def _distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _dispatch.differentiate("quantile_distance", _distance_backward, _setup_distance_context)
 
 
-def _check_projections(name: str, projections: Tensor, points_name: str, points: Tensor) -> None:
+def check_projections(name: str, projections: Tensor) -> None:
+    """What can be said of them before there are points."""
     floating(name, projections, "D K")
-    if projections.shape[0] != points.shape[2] or projections.shape[1] == 0:
+    constant(name, projections)
+
+
+def _check_projections(name: str, projections: Tensor, points_name: str, points: Tensor) -> None:
+    check_projections(name, projections)
+    if projections.shape[0] != points.shape[2]:
         raise ValueError(f"{name}: expected shape ({points.shape[2]}, K) with K >= 1, got {tuple(projections.shape)}")
     same_device(name, projections, points_name, points)
-    constant(name, projections)
 
 
 def _sorted(points: Tensor, projections: Tensor, points_name: str = "points") -> tuple[Tensor, Tensor]:
@@ -212,7 +218,8 @@ def _slices(
     """``W_p^p`` along each direction, (B, K)."""
     (x_values, x_order), (y_values, y_order) = _sorted(x, projections, "x"), _sorted(y, projections, "y")
     if x.shape == y.shape and x_weights is None and y_weights is None:
-        return (x_values - y_values).abs().pow(p).mean(2)
+        gap = x_values - y_values
+        return (gap.square() if p == 2 else gap.abs() if p == 1 else gap.abs().pow(p)).mean(2)
     dtype = torch.promote_types(x_values.dtype, y_values.dtype)
     values = x_values.to(dtype), y_values.to(dtype)
     return _dispatch.call("quantile_distance", *values, x_order, y_order, x_weights, y_weights, float(p))
@@ -333,53 +340,58 @@ def max_sliced_wasserstein(
     return along(direction, x, y), direction
 
 
-class SlicedWassersteinLoss(nn.Module):
-    """:func:`sliced_wasserstein` with fresh projections at every call, reduced over the batch.
-
-    ``forward(x, y, x_weights=None, y_weights=None)``.
+class SlicedWassersteinLoss(FunctionModule):
+    """:func:`sliced_wasserstein` as a module, reduced over the batch; ``forward(x, y, *, x_weights, y_weights)``.
 
     Args:
-        num_projections: K >= 1, drawn anew for each call.
+        projections: how many to draw anew for each call, or the projections themselves, ``(D, K)`` with unit columns:
+            a buffer, saved in the ``state_dict``; its dtype stays when the module's changes.
         p: power, >= 1.
         reduction: over the batch: ``"mean"`` or ``"sum"`` (an empty batch gives 0), or ``"none"``.
-        generator: source of the projections.
-        sampling: ``"uniform"``, ``"orthogonal"`` or ``"quasi"``, see :func:`sample_projections`.
         slice_reduction: over the K slices, as the ``reduction`` of the function: ``"mean"``, or ``"none"``, which keeps
             them as the last axis.
+        sampling, generator: how projections are drawn, see :func:`sample_projections`.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type, out of bounds, or an unknown word.
     """
 
     def __init__(
         self,
-        num_projections: int = 50,
+        *,
+        projections: int | Tensor = 50,
         p: float = 2,
         reduction: str = "mean",
-        generator: torch.Generator | None = None,
-        *,
-        sampling: str = "uniform",
         slice_reduction: str = "mean",
+        sampling: str = "uniform",
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.num_projections = count("num_projections", num_projections)
-        self.p = number("p", p, at_least=1)
-        self.reduction = one_of("reduction", reduction, REDUCTIONS)
-        self.generator = generator
-        self.sampling = one_of("sampling", sampling, SAMPLINGS)
-        self.slice_reduction = one_of("slice_reduction", slice_reduction, SLICE_REDUCTIONS)
-
-    def forward(self, x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None) -> Tensor:
-        floating("x", x, "B N D")
-        projections = sample_projections(
-            x.shape[2], self.num_projections, sampling=self.sampling, generator=self.generator, device=x.device
+        if isinstance(projections, Tensor):
+            check_projections("projections", projections)
+        else:
+            count("projections", projections)
+        super().__init__(
+            projections=projections,
+            p=number("p", p, at_least=1),
+            reduction=one_of("reduction", reduction, REDUCTIONS),
+            slice_reduction=one_of("slice_reduction", slice_reduction, SLICE_REDUCTIONS),
+            sampling=one_of("sampling", sampling, SAMPLINGS),
+            generator=generator,
         )
+
+    def forward(
+        self, x: Tensor, y: Tensor, *, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+    ) -> Tensor:
+        floating("x", x, "B N D")
+        projections = self.projections
+        if not isinstance(projections, Tensor):
+            where = {"generator": self.generator, "device": x.device}
+            projections = sample_projections(x.shape[2], projections, sampling=self.sampling, **where)
         weights = {"x_weights": x_weights, "y_weights": y_weights}
         distance = sliced_wasserstein(x, y, projections, p=self.p, **weights, reduction=self.slice_reduction)
         if self.reduction == "none":
             return distance
         return distance.sum(0) / (max(x.shape[0], 1) if self.reduction == "mean" else 1)
-
-    def extra_repr(self) -> str:
-        names = ("num_projections", "p", "reduction", "sampling", "slice_reduction")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 _dispatch.load("cpp", "add_ops.sliced_wasserstein.cpp_kernels")
