@@ -22,5 +22,15 @@ def view(tensor: Tensor) -> np.ndarray:
 
 def not_on_cpu(*args: Any) -> str | None:
     """The reason why the C++ kernels cannot take these arguments, or None where they can."""
-    devices = {argument.device.type for argument in args if isinstance(argument, Tensor)} - {"cpu"}
-    return f"it runs on the CPU, and a tensor is on {devices.pop()}" if devices else None
+    for argument in args:
+        if isinstance(argument, Tensor) and not argument.is_cpu:
+            return f"it runs on the CPU, and a tensor is on {argument.device.type}"
+    return None
+
+
+FEW = 2**12
+"""Elements below which one thread does the work: to wake another takes longer. Results do not depend on it."""
+
+
+def threads(elements: int) -> int:
+    return torch.get_num_threads() if elements >= FEW else 1

@@ -27,6 +27,8 @@ AUTO = {"cpu": "cpp", "cuda": "triton"}
 library = torch.library.Library("add_ops", "DEF")
 
 _references: dict[str, Callable[..., Any]] = {}
+_runs: dict[str, Callable[..., Any]] = {}
+_eager: dict[str, type[torch.autograd.Function]] = {}
 _kernels: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., str | None]]] = {}
 _functions: dict[str, type[torch.autograd.Function]] = {}
 _missing: dict[str, str] = {"cpp": "no kernels in this version", "triton": "no kernels in this version"}
@@ -63,16 +65,20 @@ def define(
                 f"add_ops::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize; forward_ad), and"
                 " is refused inside of one; use reverse mode, torch.autograd.grad or backward"
             )
-        check(*args)
-        device = next(argument for argument in args if isinstance(argument, Tensor)).device.type
+        device = "cpu" if args[0].is_cpu else args[0].device.type  # the object is dearer than many an operation
         kernel = _select(name, device, args)
         if not torch.is_autocast_enabled(device):  # entering the context costs as much as a small map
             return _call(name, kernel, args)
         with torch.autocast(device, enabled=False):
             return _call(name, kernel, args)
 
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return run(*args)
+
+    _runs[name] = run
     library.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    library.impl(name, run, "CompositeExplicitAutograd")
+    library.impl(name, checked, "CompositeExplicitAutograd")
     torch.library.register_fake(f"add_ops::{name}", fake, lib=library)
 
 
@@ -114,12 +120,39 @@ def _register_gradient(name: str, backward: Callable[..., Any], setup_context: C
     static = {key: staticmethod(method) for key, method in methods.items()}
     _functions[name] = type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **static})
 
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = _runs[name](*args)
+        setup_context(ctx, args, output)
+        return output
+
+    static["forward"] = staticmethod(forward)
+    _eager[name] = type(name, (torch.autograd.Function,), {key: static[key] for key in ("forward", "backward")})
+
 
 def call(name: str, *args: Any) -> Any:
-    """The operator ``name``, also inside of torch.func's transforms, which operators' own gradients do not know."""
+    """The operator ``name``, also inside of torch.func's transforms, which operators' own gradients do not know.
+
+    ``args`` are checked already. Plain tensors in eager mode go without the dispatcher: for operators in Python it and
+    its autograd take several times as long as a kernel does on a small map.
+    """
+    if plain(*args):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return _eager[name].apply(*args)
+        return _runs[name](*args)
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         return _functions[name].apply(*args)
     return getattr(torch.ops.add_ops, name)(*args)
+
+
+def plain(*args: Any) -> bool:
+    """Whether no tracer, mode, transform or subclass of a tensor has to see what is done with ``args``."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(
+        type(x) in (Tensor, torch.nn.Parameter) and (x.is_cpu or x.is_cuda) for x in args if isinstance(x, Tensor)
+    )
 
 
 def implement(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import accumulation
-from .._cpp import kernels, not_on_cpu, view
+from .._cpp import kernels, not_on_cpu, threads, view
 from . import reference
 
 MOST_PIXELS, LARGEST_PRIME = 2**24, 256
@@ -51,9 +51,9 @@ def _in_range(student: Tensor, teacher: Tensor, distance: str, sigma: float, sca
 def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
     student, teacher = _one_dtype(student, teacher)
     out = student.new_empty((student.shape[0], *student.shape[2:]), dtype=accumulation(student))
-    code, scale, threads = DISTANCES[distance], _scale(student, norm), torch.get_num_threads()
+    code, scale, workers = DISTANCES[distance], _scale(student, norm), threads(student.numel())
     inside = _in_range(student, teacher, distance, sigma, scale)
-    if inside and kernels.spectral_distance(view(student), view(teacher), code, sigma, scale, view(out), threads):
+    if inside and kernels.spectral_distance(view(student), view(teacher), code, sigma, scale, view(out), workers):
         return out
     return reference.spectral_distance(student, teacher, distance, sigma, norm)
 
@@ -65,11 +65,11 @@ def spectral_distance_backward(
     student, teacher = _one_dtype(student, teacher)
     result = out if out.dtype == student.dtype else torch.empty_like(student)
     grad = grad.to(accumulation(student)).contiguous()
-    code, scale, threads = DISTANCES[distance], _scale(student, norm), torch.get_num_threads()
+    code, scale, workers = DISTANCES[distance], _scale(student, norm), threads(student.numel())
     if not _in_range(student, teacher, distance, sigma, scale):
         return out.copy_(reference.spectral_distance_backward(grad, student, teacher, distance, sigma, norm))
     kernels.spectral_distance_backward(
-        view(grad), view(student), view(teacher), code, sigma, scale, view(result), threads
+        view(grad), view(student), view(teacher), code, sigma, scale, view(result), workers
     )
     return out if result is out else out.copy_(result)
 

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import accumulation
-from .._cpp import kernels, not_on_cpu, view
+from .._cpp import kernels, not_on_cpu, threads, view
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
     batch = features.shape[0]
     attention = features.new_empty((batch, views.shape[0], bins), dtype=accumulation(features))
     energy = features.new_empty((batch,), dtype=torch.float64)
-    unit, threads = coordinates == "unit", torch.get_num_threads()
+    unit, workers = coordinates == "unit", threads(features.numel() * views.shape[0])
     directions = view(views.double().contiguous())
-    kernels.view_histogram(view(features), directions, bins, unit, view(attention), view(energy), threads)
+    kernels.view_histogram(view(features), directions, bins, unit, view(attention), view(energy), workers)
     return attention, energy
 
 
@@ -24,10 +24,11 @@ def view_histogram_backward(
     grad: Tensor, features: Tensor, views: Tensor, attention: Tensor, energy: Tensor, coordinates: str
 ) -> Tensor:
     out = torch.empty_like(features)
-    grad, unit, threads = grad.to(attention.dtype).contiguous(), coordinates == "unit", torch.get_num_threads()
+    grad, unit = grad.to(attention.dtype).contiguous(), coordinates == "unit"
+    workers = threads(features.numel() * views.shape[0])
     directions = view(views.double().contiguous())
     attention, energy = view(attention.contiguous()), view(energy.contiguous())
-    kernels.view_histogram_backward(view(grad), view(features), directions, attention, energy, unit, view(out), threads)
+    kernels.view_histogram_backward(view(grad), view(features), directions, attention, energy, unit, view(out), workers)
     return out
 
 

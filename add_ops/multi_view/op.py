@@ -142,7 +142,7 @@ def _check_views(views: Tensor) -> None:
     if views.ndim != 2 or views.shape[1] != 3 or views.shape[0] == 0:
         raise ValueError(f"views: expected shape (K, 3) with K >= 1, got {tuple(views.shape)}")
     constant("views", views)
-    if views.device.type == "cpu" and not torch.compiler.is_compiling():
+    if views.is_cpu and _dispatch.plain(views):  # on a GPU or in a trace their values are not to be had
         lengths = views.norm(dim=1)
         if not bool(((lengths - 1).abs() <= 1e-3).all()):
             raise ValueError(f"views: expected unit vectors, got lengths {lengths.tolist()}")

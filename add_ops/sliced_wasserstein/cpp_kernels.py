@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._cpp import kernels, not_on_cpu, view
+from .._cpp import kernels, not_on_cpu, threads, view
 from .reference import permutation_dtype, project, unproject
 
 
@@ -17,7 +17,7 @@ def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
     values = project(points, projections)
     permutation = torch.empty_like(values, dtype=permutation_dtype(points.shape[1]))
     rows = values.shape[0] * values.shape[1], values.shape[2]
-    kernels.sort_with_index(view(values.view(rows)), view(permutation.view(rows)), torch.get_num_threads())
+    kernels.sort_with_index(view(values.view(rows)), view(permutation.view(rows)), threads(values.numel()))
     return values, permutation
 
 
@@ -26,7 +26,7 @@ def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Te
     unsorted = torch.empty_like(grad)
     rows = grad.shape[0] * grad.shape[1], grad.shape[2]
     arrays = (view(tensor.view(rows)) for tensor in (grad, permutation.contiguous(), unsorted))
-    kernels.scatter_by_index(*arrays, torch.get_num_threads())
+    kernels.scatter_by_index(*arrays, threads(grad.numel()))
     return unproject(unsorted, projections)
 
 
@@ -39,7 +39,7 @@ def quantile_distance(x: Tensor, y: Tensor, x_order: Tensor, y_order: Tensor, *w
     result = x.new_empty(x.shape[:2])
     weights = [None if of_points is None else view(of_points.contiguous()) for of_points in weights]
     kernels.quantile_distance(
-        *_rows(x, y, x_order, y_order), *weights, p, view(result.view(-1)), torch.get_num_threads()
+        *_rows(x, y, x_order, y_order), *weights, p, view(result.view(-1)), threads(x.numel() + y.numel())
     )
     return result
 
@@ -52,7 +52,7 @@ def quantile_distance_backward(
     weights = [None if of_points is None else view(of_points.contiguous()) for of_points in weights]
     grad = view(grad.flatten().contiguous())
     arguments = *_rows(x, y, x_order, y_order), *weights, p, *_rows(*gradients)
-    kernels.quantile_distance_backward(grad, *arguments, torch.get_num_threads())
+    kernels.quantile_distance_backward(grad, *arguments, threads(x.numel() + y.numel()))
     return gradients
 
 

@@ -60,7 +60,8 @@ def random_directions(
         raise ValueError(f"sampling: expected 'uniform' or 'orthogonal' unless D = 3, got 'quasi' for D = {dim}")
     where = {"generator": generator, "device": generator.device if generator is not None else device}
     if sampling == "uniform":
-        directions = normalize(torch.randn(number_of, dim, dtype=torch.float32, **where), dim=1)
+        directions = torch.randn(number_of, dim, dtype=torch.float32, **where)
+        directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_(min=1e-12)  # normalize, in place
     else:
         directions = _spiral(number_of, **where) if sampling == "quasi" else _orthogonal(number_of, dim, **where)
     return directions.to(device if device is not None else directions.device, torch.float32)

@@ -203,7 +203,7 @@ def _checked_weights(name: str, weights: Tensor | None, points_name: str, points
     constant(name, weights)
     wide = weights.double()
     total = wide.sum(1, keepdim=True)
-    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and len(weights):
+    if weights.is_cpu and _dispatch.plain(weights) and len(weights):
         if not bool((wide >= 0).all()):
             raise ValueError(f"{name}: expected weights >= 0, got {wide[~(wide >= 0)][0].item()}")
         worst = total[(total - 1).abs().argmax()].item()

@@ -1,0 +1,106 @@
+"""Eager calls go without the dispatcher: same numbers, and whoever has to see an operator does."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import add_ops
+from add_ops import _dispatch
+
+LABELS, VIEWS, THETA = torch.tensor([0, 1, 0]), add_ops.sample_views(3), add_ops.sample_projections(4, 5)
+LOSSES = {
+    "spectral_distance": lambda s, t: add_ops.spectral_distance(s, t, distance="cosine").sum(),
+    "frequency_attention_loss": add_ops.frequency_attention_loss,
+    "multi_view_attention": lambda s, t: (
+        add_ops.multi_view_attention(s, VIEWS.to(s.device), 4)[..., 0] * t.sum()
+    ).sum(),
+    "multi_view_loss": lambda s, t: add_ops.multi_view_loss(
+        s, t, LABELS.to(s.device), views=VIEWS.to(s.device), margin=0.3
+    ),
+    "project_and_sort": lambda s, t: (add_ops.project_and_sort(s.flatten(2).mT, THETA.to(s.device))[0] * t.sum()).sum(),
+    "sliced_wasserstein": lambda s, t: add_ops.sliced_wasserstein(
+        s.flatten(2).mT, t.flatten(2).mT[:, :9], THETA.to(s.device)
+    ).sum(),
+}
+
+
+def pair():
+    return tuple(torch.randn(3, 4, 3, 5, requires_grad=True) for _ in "st")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_same_bits_as_through_the_dispatcher(backend, name, monkeypatch):
+    maps, results = pair(), []
+    for plain in (_dispatch.plain, lambda *args: False):
+        monkeypatch.setattr(_dispatch, "plain", plain)
+        loss = LOSSES[name](*maps)
+        results.append([loss, *torch.autograd.grad(loss, maps)])
+    assert all(torch.equal(*both) for both in zip(*results, strict=True))
+    with torch.no_grad():
+        assert not LOSSES[name](*maps).requires_grad
+
+
+class Seen(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+names = set()
+OPERATORS = {
+    "frequency_attention_loss": "spectral_distance",
+    "multi_view_loss": "view_histogram",
+    "sliced_wasserstein": "project_and_sort",
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_modes_and_tracers_see_the_operators(name):
+    wanted = {f"add_ops::{OPERATORS[name]}", f"add_ops::{OPERATORS[name]}_backward"}
+    maps = pair()
+    names.clear()
+    with Seen():
+        torch.autograd.grad(LOSSES[name](*maps), maps)
+    assert wanted <= names
+
+    def gradients(*maps):
+        return torch.autograd.grad(LOSSES[name](*maps), maps)
+
+    graph = make_fx(gradients)(*maps)
+    assert wanted <= {node.target.name() for node in graph.graph.nodes if hasattr(node.target, "name")}
+    assert all(map(torch.equal, graph(*maps), gradients(*maps)))
+    meta = [x.to("meta") for x in maps]
+    assert add_ops.spectral_distance(*meta).shape == (3, 3, 5) and add_ops.spectral_distance(*meta).is_meta
+
+
+def test_a_subclass_of_a_tensor_sees_the_operators():
+    class Logged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            names.add(str(func))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    names.clear()
+    student, teacher = (x.detach().as_subclass(Logged) for x in pair())
+    add_ops.frequency_attention_loss(student, teacher)
+    assert any("spectral_distance" in name for name in names)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_gradient_after_the_block_is_by_the_backend_of_its_forward(backend, name):
+    maps = pair()
+    loss = LOSSES[name](*maps)
+    other = "reference" if backend != "reference" else "cpp"
+    if add_ops.backends().get(other, "available") != "available":
+        pytest.skip("one backend only")
+    with add_ops.use_backend(other):
+        torch.autograd.grad(loss, maps[0])
+    assert _dispatch.answered(f"{OPERATORS[name]}_backward")[0] == backend
+
+
+def test_second_derivatives_of_the_loss_are_refused_by_name():
+    maps = pair()
+    (grad,) = torch.autograd.grad(LOSSES["frequency_attention_loss"](*maps), maps[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"spectral_distance_backward .*no second derivatives"):
+        grad.sum().backward()
