@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import geometric_mean
 
+from .bench_host import host_ratio
 from .measure import Row
 
 BEST = "best plain"
@@ -35,6 +36,7 @@ FLOOR = {  # by backend: entry, the shortest and the longest side of the maps, s
 }
 EXTRA_MEMORY = {"cpp": (("spectral_distance", 0.3), ("view_histogram", 0.5)), "triton": ()}
 STEP = 0.03
+HOST = (("frequency_attention_loss", 4), ("multi_view_loss", 8))  # times mse_loss at most
 
 
 @dataclass
@@ -102,4 +104,8 @@ def bars(rows: list[Row], provider: str) -> list[Bar]:
     added = added_share(rows, provider)
     text = f"training step: the losses add ≤ {100 * STEP:.0f} %"
     result.append(bar("training_step", text, added, added is not None and added <= STEP))
+    for name, most in HOST if provider == "cpp" else ():
+        ratio = host_ratio(rows, name)
+        text = f"host cost: {name} ≤ {most}× mse_loss"
+        result.append(bar("host_cost", text, ratio, ratio is not None and ratio <= most))
     return result

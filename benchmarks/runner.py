@@ -20,6 +20,7 @@ import add_ops
 
 from . import environment
 from .bars import added_share, bars, ratios
+from .bench_host import host_ratio, measure_host
 from .bench_step import measure_step
 from .entry import POINTS, STAGES, Entry, Provider, Shape, compiled_backend, providers
 from .measure import Row, copy_bandwidth, growth, measure
@@ -29,6 +30,7 @@ from .suite import ENTRIES, PRIMITIVES
 RESULTS = Path(__file__).parent / "results"
 BATCH = {"cpu": 16, "cuda": 144}
 STEP_ROUNDS = {"cpu": 9, "cuda": 31}
+HOST_ROUNDS = 51
 GATE: dict[str, tuple[tuple[Shape, ...], float]] = {  # less than half of what the kernels give: a noisy machine passes
     "spectral_distance": (STAGES[:2], 1.5),
     "view_histogram": (STAGES[:2], 2.0),
@@ -87,6 +89,20 @@ def print_step(rows: list[Row]) -> None:
         print(
             f"{row.provider:<18}{row.timing.p20:>9.1f}{row.timing.p50:>9.1f}{row.timing.p80:>9.1f}{row.timing.rounds:>6}"
             f"{_cell(added, '{:.1%}'):>9}{_cell(row.relative_errors and max(row.relative_errors), '{:.0e}'):>9}"
+        )
+
+
+def print_host(rows: list[Row]) -> None:
+    print(f"\n{rows[0].entry}: forward + backward on {rows[0].shape}, float32, on the CPU, where only the calls count")
+    print(f"{'loss':<26}{'p20 µs':>9}{'p50 µs':>9}{'p80 µs':>9}{'runs':>6}{'× mse_loss':>12}{'error':>9}")
+    for row in rows:
+        if row.timing is None:
+            print(f"{row.provider:<26}  {row.error}")
+            continue
+        print(
+            f"{row.provider:<26}{1e3 * row.timing.p20:>9.0f}{1e3 * row.timing.p50:>9.0f}{1e3 * row.timing.p80:>9.0f}"
+            f"{row.timing.rounds:>6}{_cell(host_ratio(rows, row.provider), '{:.1f}'):>12}"
+            f"{_cell(row.relative_errors and max(row.relative_errors), '{:.0e}'):>9}"
         )
 
 
@@ -179,6 +195,10 @@ def run_suite(device: torch.device, quick: bool, minutes: float, save: Callable[
         step = measure_step(device, batch, rounds=3 if quick else STEP_ROUNDS[device.type])
         print_step(step)
         keep(step)
+    if in_time("host_cost"):
+        host = measure_host(rounds=11 if quick else HOST_ROUNDS)
+        print_host(host)
+        keep(host)
     for name in [name for name in ENTRIES if name not in PRIMITIVES]:
         measure_entry(ENTRIES[name])
     print_bars(rows, provider, quick)
