@@ -135,6 +135,20 @@ def test_project_and_sort_at_awkward_sizes(size, dtype):
         assert relative_error(*grads) <= max(ERROR, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_sets_that_are_sorted_a_few_samples_at_a_time(samples, monkeypatch):
+    """Above SORTED points torch sorts CHUNK keys at once: three chunks, the last one not full, or a sample each."""
+    from add_ops.sliced_wasserstein import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "SORTED", 16)
+    monkeypatch.setattr(triton_kernels, "CHUNK", samples * 4 * 20 - (samples == 1))
+    x = torch.randint(-9, 10, (5, 20, 4), device=DEVICE).float()
+    theta = torch.tensor([[1.0, 2, 0], [0, 1, 3], [1, 0, 0], [2, 0, 1]], device=DEVICE)
+    values, order = add_ops.project_and_sort(x, theta)
+    expected = (x @ theta).mT.sort(dim=2, stable=True)
+    assert torch.equal(values, expected.values) and torch.equal(order, expected.indices)
+
+
 @pytest.mark.parametrize("points", [60, 300])
 def test_the_order_of_equal_zero_infinite_and_undefined_points(points):
     x = torch.randint(-1, 2, (4, points, 1), device=DEVICE).float()
