@@ -15,6 +15,13 @@ if not torch.cuda.is_available():  # Triton reads it when it is imported: the ke
 import add_ops
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A backend that ``ADD_OPS_REQUIRE`` names is there: otherwise its tests are left out, and all is green."""
+    for name in os.environ.get("ADD_OPS_REQUIRE", "").split():
+        if (status := add_ops.backends().get(name, "no such backend")) != "available":
+            pytest.exit(f"ADD_OPS_REQUIRE: backend {name!r} cannot run here: {status}", returncode=1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_poisoned() -> Iterator[None]:
     torch.manual_seed(0)
