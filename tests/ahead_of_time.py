@@ -8,11 +8,16 @@ driver that names a GPU and has none.
     python tests/ahead_of_time.py --all         every combination of shape, dtype, layout, distance and GPU (long)
     python tests/ahead_of_time.py --room ROOM   of one room only, of those that are chosen otherwise
     python tests/ahead_of_time.py --self-test   kernels that break the budget are refused
+
+A case that passed is remembered in ~/.cache/add_ops (or $XDG_CACHE_HOME/add_ops) and not compiled again while the
+sources, Triton and the case are the same: a run that was cut short goes on. --afresh compiles it all.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -49,6 +54,44 @@ SIDES = tuple(
 """More maps for the spectral distance: other sides, equal and not."""
 DISTANCES = ("l2", "cosine", "gaussian")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+ROOT = Path(__file__).parents[1]
+SHARED_SOURCES = ("add_ops/_triton.py", "add_ops/_checks.py", "benchmarks/entry.py", "tests/ahead_of_time.py")
+
+
+def sources(room: str) -> list[Path]:
+    """On which it depends what is compiled of a room, and how it is judged."""
+    own = [path for path in (ROOT / "add_ops" / room).glob("*.py") if path.stem not in ("op", "cpp_kernels")]
+    return sorted(own) + [ROOT / name for name in SHARED_SOURCES]
+
+
+class Remembered:
+    """Cases that passed, by the contents of ``sources``, the version of Triton and the case."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "add_ops" / "ahead_of_time"
+        self.contents = {room: self._contents(room) for room in ROOMS}
+
+    def _contents(self, room: str) -> str:
+        files = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources(room)]
+        return " ".join([triton.__version__, torch.__version__, *files])
+
+    def path(self, case: Case) -> Path:
+        name = hashlib.sha256(f"{self.contents[case.room]} {tuple(case)}".encode()).hexdigest()[:32]
+        return self.folder / f"{name}.json"
+
+    def load(self, case: Case) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.path(case).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def save(self, case: Case, lines: list[str], launches: Counter[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.path(case).with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps({"lines": lines, "launches": launches}))
+        part.replace(self.path(case))
 
 
 class Pretended:
@@ -121,9 +164,14 @@ class Compiler:
     def __init__(self) -> None:
         self.capability, self.launcher = 90, ""
         self.launches: Counter[str] = Counter()
-        self.seen: set[tuple[int, str]] = set()
+        self.seen: dict[tuple[int, str], list[str]] = {}  # and what was refused of it
         self.refused: list[str] = []
         self.shared: dict[str, tuple[int, int]] = {}  # by launcher, of its first kernel: bytes and stages
+        self.lines: list[str] = []
+
+    def say(self, *words: str) -> None:
+        self.lines.append(" ".join(words))
+        print(self.lines[-1], flush=True)
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         self.launches[self.launcher] += 1
@@ -132,18 +180,20 @@ class Compiler:
         try:
             compiled = kernel.warmup(*args, grid=grid, **_triton.OPTIONS | options)
         except Exception as error:  # whatever the compiler dies of
-            print(line, f"REFUSED does not compile: {type(error).__name__}: {error}", flush=True)
+            self.say(line, f"REFUSED does not compile: {type(error).__name__}: {error}")
             self.refused.append(f"{line} does not compile")
             return
         seconds = cpu_seconds() - start
         self.shared.setdefault(self.launcher, (compiled.metadata.shared, compiled.metadata.num_stages))
-        if (self.capability, compiled.hash) in self.seen:
+        key = self.capability, compiled.hash
+        if key in self.seen:
+            self.refused += self.seen[key]  # no other case with this kernel passes
             return
-        self.seen.add((self.capability, compiled.hash))
         used, wrong = usage(compiled.asm["cubin"]), refusals(compiled, self.capability, seconds)
         line += f" {used['REG']} registers, {compiled.metadata.shared} bytes shared, {seconds:.1f} s"
-        print(line, *(f"REFUSED {text}" for text in wrong), flush=True)
-        self.refused += [f"{line} {text}" for text in wrong]
+        self.say(line, *(f"REFUSED {text}" for text in wrong))
+        self.seen[key] = [f"{line} {text}" for text in wrong]
+        self.refused += self.seen[key]
 
 
 class Case(NamedTuple):
@@ -204,7 +254,7 @@ def launch(case: Case, compiler: Compiler) -> None:
             problem = (*case.shape[2:4], case.distance, bool(args), case.capability)
             chosen = _configuration(*problem, SHARED[case.capability])
             if isinstance(chosen, str):
-                print(f"sm_{case.capability} {name}: the reference, {case.distance}: {chosen}")
+                compiler.say(f"sm_{case.capability} {name}: the reference, {case.distance}: {chosen}")
                 continue
             run(name, *args, student, teacher, case.distance, 1.0, "forward")
             if name in compiler.shared:  # with a byte less than it takes, a kernel must not be chosen
@@ -228,13 +278,22 @@ def launch(case: Case, compiler: Compiler) -> None:
         run("project_and_sort_backward", values, order, projections)
 
 
-def compile_all(cases: list[Case]) -> list[str]:
+def compile_all(cases: list[Case], afresh: bool) -> list[str]:
     """What goes over the budget."""
-    _triton.launch = compiler = Compiler()
+    _triton.launch, remembered, known = (compiler := Compiler()), Remembered(), 0
     for case in cases:
+        if not afresh and (record := remembered.load(case)):
+            print(*record["lines"], sep="\n", end="\n" if record["lines"] else "")
+            compiler.launches.update(record["launches"])
+            known += 1
+            continue
+        lines, refused, launches = len(compiler.lines), len(compiler.refused), compiler.launches.copy()
         launch(case, compiler)
+        if len(compiler.refused) == refused:
+            remembered.save(case, compiler.lines[lines:], compiler.launches - launches)
+    print(f"{known} of {len(cases)} cases had passed before")
     print(*(f"{launcher}: {count} launches" for launcher, count in compiler.launches.items()), sep="\n")
-    return compiler.refused
+    return list(dict.fromkeys(compiler.refused))
 
 
 @triton.jit
@@ -271,6 +330,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every combination")
     parser.add_argument("--room", choices=ROOMS, help="only what this room launches")
+    parser.add_argument("--afresh", action="store_true", help="compile also what passed before")
     parser.add_argument("--self-test", action="store_true", help="exit with 0 if each of two bad kernels is refused")
     options = parser.parse_args()
     triton.knobs.compilation.always_compile = True  # the time is part of the budget
@@ -278,7 +338,7 @@ def main() -> int:
     if options.self_test:
         return int(not self_test())
     cases = every_case() if options.all else covering_cases()
-    refused = compile_all([case for case in cases if options.room in (None, case.room)])
+    refused = compile_all([case for case in cases if options.room in (None, case.room)], options.afresh)
     print(f"{len(refused)} over the budget", *refused, sep="\n")
     return int(bool(refused))
 

@@ -189,6 +189,34 @@ def test_the_kernels_compile_within_the_budget_of_every_architecture(triton):
         assert not own or f"\n{operator}: " in done.stdout
 
 
+def test_only_what_passed_with_the_same_sources_is_remembered(tmp_path, monkeypatch, capsys):
+    import ahead_of_time
+
+    def launch(case, compiler):
+        compiler.say(f"compiled {case.capability}")
+        compiler.launches["primitive"] += 1
+        if case.capability == 100:
+            compiler.refused.append("too much")
+
+    source = tmp_path / "kernels.py"
+    source.write_text("one")
+    monkeypatch.setattr(ahead_of_time._triton, "launch", None)  # which compile_all replaces
+    monkeypatch.setattr(ahead_of_time, "launch", launch)
+    monkeypatch.setattr(ahead_of_time, "sources", lambda room: [source])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cases = [ahead_of_time.Case("multi_view", None, capability=number) for number in (90, 100)]
+
+    def passed_before(afresh=False):
+        assert ahead_of_time.compile_all(cases, afresh) == ["too much"]
+        said = capsys.readouterr().out
+        assert "compiled 90" in said and "compiled 100" in said and "primitive: 2 launches" in said
+        return "1 of 2 cases had passed before" in said
+
+    assert [passed_before(), passed_before(), passed_before(afresh=True)] == [False, True, False]
+    source.write_text("two")
+    assert [passed_before(), passed_before()] == [False, True]
+
+
 @pytest.mark.slow
 def test_kernels_over_the_budget_are_refused():
     done = ahead_of_time("the installed Triton", "--self-test")
