@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import _dispatch, _triton
 from . import reference
-from .triton_boxes import BLOCK_P, memory_order, near_box
+from .triton_boxes import BLOCK_P, box_extents, memory_order
 
 MOST_BINS, MOST_POSITIONS = 2**20, 2**29
 """Up to here the bins are exact, see ``_bin``."""
@@ -36,13 +36,13 @@ ROOT = tl.constexpr(2.0**7)  # (2^7)² is below the largest float16
 
 # --- The plan: the integer rule of ``reference.view_bins``, held in float64, where integers are exact below 2^53.
 @triton.jit(do_not_specialize=["C", "H", "W", "M"])
-def _plan_kernel(
+def view_histogram_plan_kernel(
     views_ptr,  # (K, 3)
     plan_ptr,  # (K, 5) float64, written
     views_stride_k, views_stride_i,
     K, C, H, W, M,
     BLOCK_K: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Launched without fused multiply-adds: each operation rounds as the reference's does."""
     k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     axis = tl.arange(0, 4)[None, :]  # the fourth column is for the origin
@@ -165,7 +165,7 @@ def _add_masses(mass_ptr, mass, view, first, size, b0, B, M, fine, BLOCK_B: tl.c
 
 
 @triton.jit
-def _histogram_kernel(
+def view_histogram_forward_kernel(
     x_ptr,  # (B, S, V, F)
     plan_ptr,  # (K, 5) float64
     peak_ptr,  # (B,): max |x|
@@ -175,7 +175,7 @@ def _histogram_kernel(
     K: tl.constexpr, CHANNELS_FAST: tl.constexpr, VECTOR: tl.constexpr,
     BOX_S: tl.constexpr, BOX_V: tl.constexpr, BOX_F: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     SLAB: tl.constexpr = BLOCK_P // (BOX_V * BOX_F)  # the box is passed through in slabs of so many slow ones
     F = F // VECTOR * VECTOR  # no change: the launcher checks, and the compiler sees
     x_stride_s, x_stride_v = x_stride_s // VECTOR * VECTOR, x_stride_v // VECTOR * VECTOR
@@ -215,14 +215,14 @@ def _histogram_kernel(
 
 
 @triton.jit
-def _finish_kernel(
+def view_histogram_normalise_kernel(
     mass_ptr,  # (K, M, B) int64
     peak_ptr,  # (B,)
     attention_ptr,  # (B, K, M), written
     energy_ptr,  # (B,) float64, written
     B, K, M, fine,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Each row by its own sum."""
     k = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -253,7 +253,7 @@ def _finish_kernel(
 
 # --- Backward: dL/dx[p] = (2 x[p] / energy) · Σ_k t[k, bin_k(p)], where t[k, j] = g[k, j] - Σ_i g[k, i]·a[k, i].
 @triton.jit
-def _gradient_kernel(
+def view_histogram_backward_kernel(
     x_ptr,  # (B, S, V, F)
     plan_ptr,  # (K, 5) float64
     table_ptr,  # (K, M, B): samples side by side
@@ -265,7 +265,7 @@ def _gradient_kernel(
     B, S, V, F,
     K: tl.constexpr, CHANNELS_FAST: tl.constexpr, VECTOR: tl.constexpr,
     BOX_S: tl.constexpr, BOX_V: tl.constexpr, BOX_F: tl.constexpr, BLOCK_B: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     F = F // VECTOR * VECTOR
     x_stride_s, x_stride_v = x_stride_s // VECTOR * VECTOR, x_stride_v // VECTOR * VECTOR
     out_stride_s, out_stride_v = out_stride_s // VECTOR * VECTOR, out_stride_v // VECTOR * VECTOR
@@ -294,18 +294,20 @@ def _plan(views: Tensor, grid: torch.Size, bins: int, coordinates: str) -> Tenso
     """Of every view, (K, 5) float64."""
     plan = views.new_empty((len(views), PLAN.value), dtype=torch.float64)
     _triton.launch(
-        _plan_kernel, (triton.cdiv(len(views), 16),), views, plan, *views.stride(), len(views), *grid, bins,
+        view_histogram_plan_kernel, (triton.cdiv(len(views), 16),),
+        views, plan, *views.stride(), len(views), *grid, bins,
         BLOCK_K=16, UNIT=coordinates == "unit", enable_fp_fusion=False,
     )  # fmt: skip
     return plan
 
 
 def _tiles(
-    features: Tensor, bins: int, most: int, samples: int, *others: Tensor
+    features: Tensor, bins: int, most_positions: int, samples: int, *others: Tensor
 ) -> tuple[tuple[int, int], list[int], dict[str, Any]]:
     """The launch grid, strides and sizes in the order of the kernels' arguments, and the constants of a box."""
     batch, axes = len(features), memory_order(features)
-    box, sizes = near_box(features, axes, bins, most), [features.shape[axis] for axis in axes]
+    box = box_extents(tuple(features.shape[1:]), axes, bins, most_positions)
+    sizes = [features.shape[axis] for axis in axes]
     strides = [[x.stride(0), *(x.stride(axis) for axis in axes)] for x in (features, *others)]
     vector = 16 // features.element_size()
     aligned = [sizes[2], *(step for x in strides for step in x[1:3])]
@@ -332,12 +334,13 @@ def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str)
     fine = 2.0 ** (62 - features[0].numel().bit_length())  # all squares of a sample together stay below 2^62
     grid, layout, constants = _tiles(features, bins, 1024, 64)
     _triton.launch(
-        _histogram_kernel, grid, features, plan, peak, mass, *layout, bins, fine,
+        view_histogram_forward_kernel, grid, features, plan, peak, mass, *layout, bins, fine,
         K=count, BLOCK_K=triton.next_power_of_2(count), BLOCK_P=BLOCK_P, num_warps=8, num_stages=2,
         **constants,
     )  # fmt: skip
     _triton.launch(
-        _finish_kernel, (count, triton.cdiv(batch, 8)), mass, peak, attention, energy, batch, count, bins, fine,
+        view_histogram_normalise_kernel, (count, triton.cdiv(batch, 8)),
+        mass, peak, attention, energy, batch, count, bins, fine,
         BLOCK_M=min(triton.next_power_of_2(bins), 256), BLOCK_B=8, num_warps=8,
     )  # fmt: skip
     return attention, energy
@@ -359,7 +362,8 @@ def view_histogram_backward(
     grid, layout, constants = _tiles(features, bins, 128, 32, out)
     strides, sizes = layout[:8], layout[8:]
     _triton.launch(
-        _gradient_kernel, grid, features, plan, table, energy, out, *strides, table.stride(0), energy.stride(0),
+        view_histogram_backward_kernel, grid,
+        features, plan, table, energy, out, *strides, table.stride(0), energy.stride(0),
         *sizes, K=count, num_warps=8, **constants,
     )  # fmt: skip
     return out

@@ -25,7 +25,7 @@ SCATTERED = 1024
 
 
 @triton.jit
-def _project_kernel(
+def sliced_project_kernel(
     matrix_ptr,  # (I, L), any strides, float32 or half precision
     x_ptr,  # (B, L, J), any strides, float32 or half precision
     out_ptr,  # (B, I, J), any strides, float32
@@ -34,7 +34,7 @@ def _project_kernel(
     out_stride_b, out_stride_i, out_stride_j,
     rows, columns,
     LENGTH: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """``out[b] = matrix @ x[b]``; a tile of ``x`` is read by neighbouring programs.
 
     Float32 by three products of tf32 halves, high·high + high·low + low·high, exact to about 2⁻²⁰. The small products
@@ -78,12 +78,12 @@ def _upper(axis: tl.constexpr, axes: tl.constexpr):
 
 
 @triton.jit
-def _sort_kernel(
+def sliced_sort_kernel(
     values_ptr,  # (R, N) contiguous, float32: each row is sorted in place
     order_ptr,  # (R, N) contiguous, an integer: the column that every value came from
     rows, columns,
     LOG_R: tl.constexpr, LOG_N: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """A row sorts as 64-bit integers ``key << 32 | column``: flipping the lower bits of a negative float makes its
     pattern ascend as a signed integer does, equal values keep their order by the column, and no two are equal, so
     that the network need not be stable.
@@ -121,13 +121,13 @@ def _sort_kernel(
 
 
 @triton.jit
-def _scatter_kernel(
+def sliced_scatter_kernel(
     values_ptr,  # (R, N) contiguous, float32
     order_ptr,  # (R, N) contiguous, a permutation of 0 … N-1 in each row
     out_ptr,  # (R, N) contiguous, float32
     rows, columns,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """``out[r, order[r, n]] = values[r, n]``: every element is written once, so the result is deterministic."""
     tiles = tl.cdiv(columns, BLOCK_N)
     program = tl.program_id(0)
@@ -151,7 +151,9 @@ def _project(matrix: Tensor, x: Tensor, out: Tensor) -> None:
     strides = *matrix.stride(), *x.stride(), *out.stride()
     # Without a limit the assembler aims at 96 registers on sm_100, and spills some of them.
     options = {"num_warps": 4, "maxnreg": 255}
-    _triton.launch(_project_kernel, grid, matrix, x, out, *strides, rows, columns, LENGTH=length, **blocks, **options)
+    _triton.launch(
+        sliced_project_kernel, grid, matrix, x, out, *strides, rows, columns, LENGTH=length, **blocks, **options
+    )
 
 
 def _sort(values: Tensor, order: Tensor) -> None:
@@ -163,7 +165,7 @@ def _sort(values: Tensor, order: Tensor) -> None:
     log_n = (columns - 1).bit_length()
     log_r = SORTED.bit_length() - 1 - log_n
     grid = (triton.cdiv(rows, 2**log_r),)
-    _triton.launch(_sort_kernel, grid, values, order, rows, columns, LOG_R=log_r, LOG_N=log_n, num_warps=4)
+    _triton.launch(sliced_sort_kernel, grid, values, order, rows, columns, LOG_R=log_r, LOG_N=log_n, num_warps=4)
 
 
 def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +202,9 @@ def project_and_sort_backward(grad: Tensor, permutation: Tensor, projections: Te
         block_r = SCATTERED // block_n
         grid = (triton.cdiv(batch * rows, block_r) * triton.cdiv(columns, block_n),)
         blocks = {"BLOCK_R": block_r, "BLOCK_N": block_n}
-        _triton.launch(_scatter_kernel, grid, grad, permutation, unsorted, batch * rows, columns, **blocks, num_warps=4)
+        _triton.launch(
+            sliced_scatter_kernel, grid, grad, permutation, unsorted, batch * rows, columns, **blocks, num_warps=4
+        )
     _project(projections, unsorted, gradient.mT)
     return gradient
 
