@@ -10,7 +10,7 @@ from torch import Tensor
 import add_ops
 
 from . import plain, released
-from .entry import MAPS, STAGES, Entry, Maps
+from .entry import MAPS, STAGES, Entry, Maps, itemsize
 
 BASE = Maps(16, 256, 16, 16)
 GROWTH = {
@@ -22,8 +22,7 @@ GROWTH = {
 
 def feature_pair(shape: Maps, device: torch.device) -> tuple[Tensor, Tensor]:
     """The student's features, which require a gradient, and the teacher's: (B, C, H, W) each."""
-    student, teacher = torch.randn(2, *shape[:4], device=device)
-    return student.clone().requires_grad_(), teacher.clone()
+    return shape.random(device).requires_grad_(), shape.random(device)
 
 
 def _call(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor], shape: Maps) -> Tensor:
@@ -38,11 +37,12 @@ ENTRIES = (
         released=released.spectral_distance,
         call=_call,
         inputs=feature_pair,
-        floor=lambda shape: 20 * shape.elements,  # read both, forward and backward; write the gradient
+        floor=lambda shape: 5 * itemsize(shape) * shape.elements,  # read both, forward and backward; write the gradient
         shapes=MAPS,
         quick=STAGES[2:],
         compiled=(STAGES[0], STAGES[2]),
         growth=GROWTH,
+        rivals={"products": plain.spectral_distance_by_products},
     ),
     Entry(
         name="frequency_attention_loss",
@@ -51,7 +51,7 @@ ENTRIES = (
         released=released.frequency_attention_loss,
         call=_call,
         inputs=feature_pair,
-        floor=lambda shape: 20 * shape.elements,
+        floor=lambda shape: 5 * itemsize(shape) * shape.elements,
         shapes=MAPS,
         quick=STAGES[2:3],
     ),

@@ -11,11 +11,11 @@ import add_ops
 
 from . import plain, released
 from .bench_frequency_attention import BASE, GROWTH, feature_pair
-from .entry import MAPS, STAGES, Entry, Maps
+from .entry import MAPS, STAGES, Entry, Maps, itemsize
 
 
 def _features(shape: Maps, device: torch.device) -> tuple[Tensor]:
-    return (torch.randn(*shape[:4], device=device).requires_grad_(),)
+    return (shape.random(device).requires_grad_(),)
 
 
 def _labelled_pair(shape: Maps, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +39,7 @@ ENTRIES = (
         released=released.view_histogram,
         call=_histogram,
         inputs=_features,
-        floor=lambda shape: 12 * shape.elements,  # read forward and backward, write the gradient
+        floor=lambda shape: 3 * itemsize(shape) * shape.elements,  # read forward and backward, write the gradient
         shapes=MAPS,
         quick=STAGES[2:],
         compiled=(STAGES[0], STAGES[2]),
@@ -52,7 +52,7 @@ ENTRIES = (
         released=released.multi_view_loss,
         call=_loss,
         inputs=_labelled_pair,
-        floor=lambda shape: 16 * shape.elements,  # the teacher's features are only read once
+        floor=lambda shape: 4 * itemsize(shape) * shape.elements,  # the teacher's features are only read once
         shapes=STAGES,
         quick=STAGES[2:3],
     ),

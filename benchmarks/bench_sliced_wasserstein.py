@@ -10,14 +10,14 @@ from torch import Tensor
 import add_ops
 
 from . import plain
-from .entry import POINTS, Entry, Points
+from .entry import POINTS, Entry, Points, itemsize
 
 BASE = Points(16, 256, 64)
 
 
 def _points(shape: Points, device: torch.device) -> tuple[Tensor, Tensor]:
     projections = add_ops.sample_projections(shape.dim, shape.projections, device=device)
-    return torch.randn(*shape[:3], device=device).requires_grad_(), projections
+    return shape.random(device).requires_grad_(), projections
 
 
 def _two_sets(shape: Points, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +53,7 @@ ENTRIES = (
         call=_sorted,
         inputs=_points,
         # Points in, gradient out; values out, upstream gradient in, and two bytes of order, out and in.
-        floor=lambda shape: 8 * shape.elements + 12 * shape.batch * shape.points * shape.projections,
+        floor=lambda shape: 2 * itemsize(shape) * shape.elements + 12 * shape.batch * shape.points * shape.projections,
         shapes=POINTS,
         quick=POINTS[:2],
         compiled=(POINTS[2],),
@@ -64,6 +64,7 @@ ENTRIES = (
             "projections": tuple(BASE._replace(projections=size) for size in (16, 64, 256)),
         },
         upstream=_smooth_along_rank,
+        rivals={"packed": plain.project_and_sort_packed},
     ),
     Entry(
         name="sliced_wasserstein",
@@ -72,7 +73,7 @@ ENTRIES = (
         released=None,
         call=_distance,
         inputs=_two_sets,
-        floor=lambda shape: 12 * shape.elements + 16 * shape.batch * shape.points * shape.projections,
+        floor=lambda shape: 3 * itemsize(shape) * shape.elements + 16 * shape.batch * shape.points * shape.projections,
         shapes=POINTS[4:],
         quick=POINTS[5:6],
     ),

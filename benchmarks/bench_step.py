@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import add_ops
 
 from . import plain
-from .entry import compiled_backend
+from .entry import REHEARSAL, compiled_backend
 from .measure import Row, checked, interleaved
 
 NAME, SHAPE = "training_step", "ResNet50, 128 px"
@@ -39,6 +39,10 @@ def _forward(model: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
     return features, model.fc(model.avgpool(x).flatten(1))
 
 
+def _small() -> nn.Module:
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=2)
+
+
 class Steps:
     """``run(variant)`` is one step; ``"none"`` is the step without distillation losses."""
 
@@ -46,10 +50,12 @@ class Steps:
         torch.manual_seed(0)
         self.device = device
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.images = torch.randn(batch, 3, 128, 128, device=device).contiguous(memory_format=layout)
+        side = 16 if REHEARSAL else 128
+        self.images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=layout)
         self.labels = torch.arange(batch, device=device) % 2
         self.model, teacher = (
-            torchvision.models.resnet50(num_classes=2).to(device, memory_format=layout) for _ in range(2)
+            (_small() if REHEARSAL else torchvision.models.resnet50(num_classes=2)).to(device, memory_format=layout)
+            for _ in range(2)
         )
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=2e-4)
         with (

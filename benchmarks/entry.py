@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from torch import Tensor
 
 import add_ops
 
+REHEARSAL = os.environ.get("ADD_OPS_REHEARSAL") == "1"
+"""What a GPU would be asked is asked of the CPU: the same code on tiny shapes, by Triton's interpreter."""
+
 
 class Maps(NamedTuple):
     """Feature maps (B, C, H, W), seen under some views."""
@@ -21,13 +25,22 @@ class Maps(NamedTuple):
     height: int
     width: int
     views: int = 12
+    dtype: str = "float32"
+    layout: str = "contiguous"
 
     def __str__(self) -> str:
-        return f"{self.channels}×{self.height}×{self.width}"
+        usual = self._field_defaults
+        others = [getattr(self, name) for name in ("dtype", "layout") if getattr(self, name) != usual[name]]
+        return ", ".join([f"{self.channels}×{self.height}×{self.width}", *others])
 
     @property
     def elements(self) -> int:
         return self.batch * self.channels * self.height * self.width
+
+    def random(self, device: torch.device) -> Tensor:
+        """(B, C, H, W), normally distributed."""
+        layout = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+        return torch.randn(self[:4], device=device, dtype=getattr(torch, self.dtype)).contiguous(memory_format=layout)
 
 
 class Points(NamedTuple):
@@ -37,16 +50,34 @@ class Points(NamedTuple):
     points: int
     dim: int
     projections: int = 64
+    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"N {self.points}, D {self.dim}"
+        usual = self.dtype == self._field_defaults["dtype"]
+        return f"N {self.points}, D {self.dim}" + ("" if usual else f", {self.dtype}")
 
     @property
     def elements(self) -> int:
         return self.batch * self.points * self.dim
 
+    def random(self, device: torch.device) -> Tensor:
+        """(B, N, D), normally distributed."""
+        return torch.randn(self[:3], device=device, dtype=getattr(torch, self.dtype))
+
 
 Shape = Maps | Points
+
+
+def itemsize(shape: Shape) -> int:
+    """Bytes of an element."""
+    return getattr(torch, shape.dtype).itemsize
+
+
+def variants(shape: Shape) -> list[Shape]:
+    """The dtypes and layouts that a GPU trains in, float32 and contiguous first."""
+    layouts = [{"layout": name} for name in ("contiguous", "channels_last")] if isinstance(shape, Maps) else [{}]
+    return [shape._replace(dtype=dtype, **layout) for dtype in ("float32", "bfloat16") for layout in layouts]
+
 
 # The tapped layers of ResNet50 at 128 px, Xception's exit, a prime, and ResNet50 at 224 px.
 STAGES = tuple(Maps(16, 256 << stage, 32 >> stage, 32 >> stage) for stage in range(4))
@@ -59,8 +90,9 @@ POINTS = tuple(Points(16, n, dim) for dim in (64, 256) for n in (64, 256, 1024, 
 class Entry:
     """A function of the package, measured forward + backward through its public call against rivals of equal signature.
 
-    ``call(function, inputs, shape)`` adapts the signature; ``inputs(shape, device)`` gives float32 tensors of which the
-    first requires the gradient; ``floor(shape)`` are the bytes that forward and backward must move.
+    ``call(function, inputs, shape)`` adapts the signature; ``inputs(shape, device)`` gives tensors of which the first
+    requires the gradient; ``floor(shape)`` are the bytes that forward and backward must move; ``rivals`` are other ways
+    in plain PyTorch, each the best one at some shapes.
     """
 
     name: str
@@ -75,6 +107,7 @@ class Entry:
     compiled: tuple[Shape, ...] = ()
     growth: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
     upstream: Callable[[Tensor], Tensor] = torch.randn_like
+    rivals: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,14 +129,15 @@ class Provider:
 
 def compiled_backend(device: torch.device) -> str:
     """The package's backend that is meant for ``device``."""
-    return "triton" if device.type == "cuda" else "cpp"
+    return "triton" if device.type == "cuda" or REHEARSAL else "cpp"
 
 
-def providers(entry: Entry, shape: Shape, device: torch.device, *, compiled: bool) -> list[Provider]:
-    """All that can compute ``entry`` here; with ``compiled`` also ``torch.compile`` at the shapes that have it."""
+def providers(entry: Entry, device: torch.device, *, compiled: bool) -> list[Provider]:
+    """All that can compute ``entry`` here; with ``compiled`` also ``torch.compile``."""
     available = [name for name in ("reference", compiled_backend(device)) if add_ops.backends()[name] == "available"]
-    found = [Provider(name, entry.ours, name) for name in available] + [Provider("plain", entry.plain)]
-    if compiled and shape._replace(batch=16) in entry.compiled:
+    found = [Provider(name, entry.ours, name) for name in available]
+    found += [Provider(name, function) for name, function in {"plain": entry.plain, **entry.rivals}.items()]
+    if compiled:
         torch.compiler.reset()
         found.append(Provider("compile", torch.compile(entry.plain)))
     if entry.released is not None:

@@ -13,16 +13,18 @@ from unittest.mock import patch
 
 import torch
 
-from .entry import Entry, Provider, Shape, providers
+from .entry import REHEARSAL, Entry, Provider, Shape, providers
 
 SUPPORTED = Path("/proc/self/clear_refs").exists()
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
 
 
 def extra_bytes(entry: Entry, shape: Shape, name: str, device: torch.device) -> int:
-    """Of the provider called ``name``, after a tiny warm-up that loads its libraries."""
-    provider = next(provider for provider in providers(entry, shape, device, compiled=False) if provider.name == name)
-    _peak(entry, type(shape)(2, *(min(size, 8) for size in shape[1:])), provider, device)
+    """Of the provider called ``name``; on the CPU after a tiny warm-up, which loads its libraries."""
+    provider = next(provider for provider in providers(entry, device, compiled=False) if provider.name == name)
+    if device.type == "cpu":
+        sizes = {key: min(size, 8) for key, size in shape._asdict().items() if isinstance(size, int)}
+        _peak(entry, shape._replace(**sizes | {"batch": 2}), provider, device)
     return _peak(entry, shape, provider, device)
 
 
@@ -57,7 +59,7 @@ def measure_extra_bytes(calls: list[tuple[Entry, Shape, str]], device: torch.dev
     """``extra_bytes`` of every (entry, shape, provider's name); None where this system cannot tell."""
     if device.type == "cuda":
         return [extra_bytes(entry, shape, name, device) for entry, shape, name in calls]
-    if not SUPPORTED:
+    if not SUPPORTED or REHEARSAL:
         return [None] * len(calls)
     with patch.dict(os.environ, GIVE_BACK):
         context = multiprocessing.get_context("forkserver")

@@ -8,8 +8,8 @@ import torch
 
 from .bench_step import Steps
 from .entry import Shape, providers
+from .jobs import BATCH
 from .measure import Case
-from .runner import BATCH
 from .suite import ENTRIES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,7 +17,7 @@ CASES = [
     pytest.param(entry.name, shape, provider.name, id=f"{entry.name}-{shape}-{provider.name}")
     for entry in ENTRIES.values()
     for shape in (shape._replace(batch=BATCH[DEVICE.type]) for shape in entry.shapes)
-    for provider in providers(entry, shape, DEVICE, compiled=True)
+    for provider in providers(entry, DEVICE, compiled=shape._replace(batch=16) in entry.compiled)
 ]
 
 
@@ -43,7 +43,7 @@ def _finished(run: Callable[[], object]) -> Callable[[], None]:
 @pytest.mark.parametrize(("name", "shape", "provider_name"), CASES)
 def test_entry(benchmark: Callable, name: str, shape: Shape, provider_name: str) -> None:
     case = _case(name, shape)
-    found = providers(case.entry, shape, DEVICE, compiled=True)
+    found = providers(case.entry, DEVICE, compiled=provider_name == "compile")
     provider = next(provider for provider in found if provider.name == provider_name)
     case.check(provider)
     benchmark.group = f"{name} {shape}"

@@ -5,35 +5,34 @@ One process compiles one kernel after the other, for a second or more each; Trit
 
 from __future__ import annotations
 
+import sys
 from multiprocessing import get_context
 
 import torch
 
-import add_ops
+from .entry import REHEARSAL
+from .jobs import COMPILED, OTHERS, Job, parts, warm
 
-from .entry import Shape
-from .runner import BATCH
-from .suite import ENTRIES, PRIMITIVES
-
-PROCESSES = 6
+DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
+PROCESSES = 1 if REHEARSAL else 8
 
 
-def run(name: str, shape: Shape) -> None:
-    """Forward and backward of the entry called ``name``, once."""
-    entry, device = ENTRIES[name], torch.device("cuda")
-    inputs = entry.inputs(shape, device)
-    with add_ops.use_backend("triton"):
-        value = entry.call(entry.ours, inputs, shape)
-        torch.autograd.grad(value, inputs[0], torch.randn_like(value))
-    torch.cuda.synchronize()
+def run(job: Job) -> str | None:
+    """What went wrong."""
+    try:
+        warm(job, DEVICE)
+    except Exception as error:
+        return f"{job}: {type(error).__name__}: {error}"
+    return None
 
 
-def main() -> None:
-    jobs = [(name, shape._replace(batch=BATCH["cuda"])) for name in PRIMITIVES for shape in ENTRIES[name].shapes]
+def main() -> int:
+    jobs = [job for part in parts(DEVICE, quick=False) for job in part.jobs if job.kind not in (COMPILED, OTHERS)]
     with get_context("spawn").Pool(PROCESSES) as pool:
-        pool.starmap(run, jobs, chunksize=1)
-    print(f"compiled what {len(jobs)} shapes launch")
+        wrong = [text for text in pool.imap_unordered(run, jobs) if text]
+    print(*wrong, f"compiled what {len(jobs) - len(wrong)} of {len(jobs)} jobs launch", sep="\n")
+    return len(wrong)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What must not pass in silence: a backend that is missing, and a kernel that became slow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import add_ops
+from benchmarks import runner
+from benchmarks.measure import Row, Timing
+
+ROOT = Path(__file__).parents[1]
+WITHOUT = "import sys; sys.modules['add_ops._C'] = None; "
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_a_required_backend_that_is_missing_fails_the_tests_by_name():
+    code = (
+        WITHOUT + "import pytest; sys.exit(pytest.main(['-q', 'tests/test_cpp_kernels.py', '-p', 'no:cacheprovider']))"
+    )
+    done = run(sys.executable, "-c", code, ADD_OPS_REQUIRE="cpp")
+    assert done.returncode == 1
+    assert (
+        "ADD_OPS_REQUIRE: backend 'cpp' cannot run here: not built or not installed here" in done.stdout + done.stderr
+    )
+
+
+def test_the_gate_is_red_without_the_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(add_ops, "backends", lambda: {"cpp": "not built"})
+    assert runner.gate(torch.device("cpu")) == 1
+    assert (
+        "RED: backend 'cpp' is not available here, so that nothing was measured: not built" in capsys.readouterr().out
+    )
+
+
+def gate_of(monkeypatch, *speeds):
+    """What the gate says where the n-th measurement of every shape finds the kernels ``speeds[n]`` as fast as recorded.
+
+    Recorded is what a quiet machine gave; the last measurement repeats.
+    """
+    recorded = {"spectral_distance": (3.9, 3.5), "view_histogram": (6.7, 4.6), "project_and_sort": (4.5, 5.6)}
+    turns = {}
+
+    def measure(entry, shape, candidates, *rest, **more):
+        turn = turns[entry.name, shape] = turns.get((entry.name, shape), -1) + 1
+        ratio = recorded[entry.name][list(runner.GATE[entry.name]).index(shape)] * speeds[min(turn, len(speeds) - 1)]
+        times = {"cpp": 1.0, "plain": ratio}
+        return [Row(entry.name, str(shape), name, {}, timing=Timing(t, t, t, 7)) for name, t in times.items()]
+
+    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(add_ops, "backends", lambda: {"reference": "available", "cpp": "available"})
+    return runner.gate(torch.device("cpu"))
+
+
+def test_the_gate_notices_a_kernel_that_became_twice_as_slow(monkeypatch, capsys):
+    assert gate_of(monkeypatch, 1.0) == 0 and "BELOW" not in capsys.readouterr().out
+    assert gate_of(monkeypatch, 0.5) == 1 and capsys.readouterr().out.count("BELOW") == 6
+
+
+def test_a_neighbour_may_spoil_some_of_the_gates_measurements(monkeypatch):
+    assert gate_of(monkeypatch, 0.4, 0.3, 0.9) == 0
