@@ -19,6 +19,7 @@ from . import plain
 from .entry import REHEARSAL, compiled_backend
 from .measure import Row, checked, interleaved
 
+VIEWS = 2 if REHEARSAL else 12
 NAME, SHAPE = "training_step", "ResNet50, 128 px"
 
 
@@ -27,7 +28,7 @@ def _plain_frequency(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _plain_multi_view(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    views = add_ops.sample_views(12, device=student.device)
+    views = add_ops.sample_views(VIEWS, device=student.device)
     return plain.multi_view_loss(student.float(), teacher.float(), labels, views)
 
 
@@ -63,7 +64,7 @@ class Steps:
             self.autocast(),
         ):  # normalised by the batch: untrained statistics would let the features explode
             self.teacher, self.student = (_forward(model, self.images)[0] for model in (teacher, self.model))
-        ours = add_ops.ADDLoss()
+        ours = add_ops.ADDLoss(multi_view=add_ops.MultiViewLoss(views=VIEWS))
         by_plain = add_ops.ADDLoss(frequency=_plain_frequency, multi_view=_plain_multi_view)
         available = [
             name for name in ("reference", compiled_backend(device)) if add_ops.backends()[name] == "available"
