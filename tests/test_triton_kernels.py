@@ -69,8 +69,18 @@ def same_bits(results, others):
 # --- without a GPU, too ---
 
 
-@pytest.mark.parametrize("coordinates", ["index", "unit"])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 3, 5), (17, 12, 4, 4), (2, 37, 5, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "coordinates"),
+    [
+        ((1, 1, 1, 1), "index"),
+        ((1, 1, 1, 1), "unit"),
+        ((2, 7, 3, 5), "index"),
+        ((2, 7, 3, 5), "unit"),
+        ((17, 12, 4, 4), "index"),
+        ((2, 19, 5, 7), "index"),
+    ],
+    ids=str,
+)
 def test_view_histogram_at_awkward_sizes(shape, coordinates):
     views, features = add_ops.sample_views(5, device=DEVICE), torch.randn(shape, device=DEVICE)
     for layout, bins in (("contiguous", 1), ("channels_last", 16), ("transposed", 33), ("sliced", 300)):
@@ -81,6 +91,12 @@ def test_view_histogram_at_awkward_sizes(shape, coordinates):
             torch.testing.assert_close(
                 add_ops.multi_view_attention(x, views, bins).sum(2), torch.ones_like(upstream[..., 0])
             )
+
+
+def test_more_samples_and_views_than_one_program_takes():
+    """Of samples 64 forward and 32 backward, of views 16 in a plan."""
+    features, views = torch.randn(70, 3, 2, 3, device=DEVICE), add_ops.sample_views(18, device=DEVICE)
+    check(lambda x: add_ops.view_histogram(x, views, 5), features, torch.randn(70, 18, 5, device=DEVICE))
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (32, 8, 8), (9, 31, 3)], ids=str)
