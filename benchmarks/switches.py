@@ -39,7 +39,7 @@ def histogram_registers(device: torch.device, shapes: list[Maps], budget: float)
         features, views = shape.random(device), add_ops.sample_views(shape.views, device=device)
 
         def shipped(_: int = 0, features: Any = features, views: Any = views) -> torch.Tensor:
-            return add_ops.view_histogram(features, views, max(features.shape[1] // 2, 1))
+            return add_ops.multi_view_attention(features, views, max(features.shape[1] // 2, 1))
 
         def limited(_: int = 0, shipped: Callable[[], torch.Tensor] = shipped) -> torch.Tensor:
             with launched_with("view_histogram_forward_kernel", maxnreg=128, num_stages=1):

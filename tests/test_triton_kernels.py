@@ -96,7 +96,7 @@ def test_view_histogram_at_awkward_sizes(shape, coordinates):
 def test_more_samples_and_views_than_one_program_takes():
     """Of samples 64 forward and 32 backward, of views 16 in a plan."""
     features, views = torch.randn(70, 3, 2, 3, device=DEVICE), add_ops.sample_views(18, device=DEVICE)
-    check(lambda x: add_ops.view_histogram(x, views, 5), features, torch.randn(70, 18, 5, device=DEVICE))
+    check(lambda x: add_ops.multi_view_attention(x, views, 5), features, torch.randn(70, 18, 5, device=DEVICE))
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (32, 8, 8), (9, 31, 3)], ids=str)
