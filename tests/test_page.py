@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from training.config import Config
 from training.data.frames import Split
 from training.models.detector import Detector
-from training.report import intervals, metrics, page, results, sentences
+from training.report import idea, intervals, metrics, page, results, sentences
 from training.report.metrics import Outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,7 +211,7 @@ def test_the_page_of_several_qualities_and_of_photographs(tmp_path):
     assert len(found["photographs"]) == 4 and shown.count("data:image/jpeg;base64,") == 4
     assert found["terms"]["ADD student"]["frequency/layer2"]["end_share"] == 0.2
     assert "What each term did" in shown and "multi-view × 12" in shown and "multi-view, layer 4" in shown
-    assert shown.count("data:image/png;base64,") == 12 and 'src="http' not in shown
+    assert shown.count("data:image/png;base64,") == 14 and 'src="http' not in shown
     assert "in several qualities (c23, c40)" in shown and "Compressed is c40 here." in shown
     place = shown.index
     assert place(first) < place("<table") and place("AUC by photograph") < place("What each term did")
@@ -241,3 +241,25 @@ def test_without_raw_twins_no_picture_needs_them(tmp_path):
         CE,
         ADD,
     ]
+
+
+# -------------------------------------------------------------------------------------------------------- first picture
+
+
+def test_what_compression_took_is_a_share_of_the_power():
+    rng = np.random.default_rng(0)
+    rough = rng.integers(0, 256, (20, 32, 32, 1)).repeat(3, 3)
+    blurred = sum(np.roll(rough, shift, (1, 2)) for shift in ((0, 0), (0, 1), (1, 0), (1, 1))) // 4  # mean of 2×2
+    raw, smooth = rough.astype(np.uint8), blurred.astype(np.uint8)
+    taken = idea.share_taken(raw, smooth)
+    cosines = np.cos(np.pi * np.fft.fftfreq(32)) ** 2
+    assert taken.shape == (32, 32) and np.abs(taken - (1 - np.outer(cosines, cosines))).max() < 0.1
+    assert taken[16, 16] > 0.99 and taken[0, 1] < 0.1, "unshifted: the highest frequency stands in the middle"
+    assert idea.share_taken(raw, raw).max() == 0 and idea.share_taken(smooth, raw).max() < 0.05
+
+
+def test_the_frame_shown_is_the_most_changed_fake():
+    raw = np.full((4, 8, 8, 3), 100, np.uint8)
+    compressed = raw - np.array([50, 9, 20, 0], np.uint8).reshape(4, 1, 1, 1)
+    assert idea.most_changed_fake(raw, compressed, np.array([0, 1, 1, 1])) == 2
+    assert idea.most_changed_fake(raw, compressed, np.zeros(4, int)) == 0, "of all, where there is no fake"

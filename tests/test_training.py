@@ -72,9 +72,11 @@ def test_main_job_leaves_every_artefact(cache, tmp_path, capsys):
     page = (folder / "report.html").read_text()
     said = "The test split has 6 sources with reals and 6 with fakes; below 10 of either no interval is given."
     assert results["verdicts"][0] == said and "4 photographs" in results["verdicts"][1] and said in page
-    assert "ADD student" in page and page.count("data:image/png;base64,") == 12
+    assert "ADD student" in page and page.count("data:image/png;base64,") == 14
+    assert page.index("The idea, on these frames") < page.index("Results on the test split")
     assert 'src="http' not in page and "<script" not in page, "the report must be self-contained"
     assert {path.stem for path in (folder / "figures").glob("*.png") if "dark" not in path.stem} == {
+        "idea",
         "samples",
         "curves",
         "roc",

@@ -19,7 +19,7 @@ from ..data.embedded import load_photograph
 from ..data.frames import RAW, Split, embedded_spec
 from ..files import read_json, write_text
 from ..models.detector import Detector
-from . import figures, intervals, metrics, probe, results, sentences, tables
+from . import figures, idea, intervals, metrics, probe, results, sentences, tables
 from .log import read_rows
 from .results import ON_RAW, TEACHER, Row
 from .sentences import text_table
@@ -28,7 +28,7 @@ from .tables import NAMES
 TITLES = {"none": "CE student", "add": "ADD student"}
 MAIN = ("auc", "accuracy", "eer", "recall_at_1")  # what a terminal is wide enough for
 ORDER = ("samples", "roc", "photographs", "curves", "terms", "spectrum", "attention", "views")
-PROBED = ("samples", "spectrum", "attention", "views")
+PROBED = ("idea", "samples", "spectrum", "attention", "views")
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -135,10 +135,10 @@ def write(
         notes.append(f"As the loss adds them up, means over {config.log_every} steps: the first logged and the last.")
         parts["terms"] = _section("What each term did", tables.terms(terms), notes)
     table = tables.models(rows, summary, compared, shades)
-    ordered = [parts[name] for name in ORDER if name in parts]
+    opening, ordered = parts.pop("idea", ""), [parts[name] for name in ORDER if name in parts]
     write_text(
         folder / "report.html",
-        _page(config, table, said, opened, teacher is not None, bool(photographs), ordered, facts),
+        _page(config, table, said, opened, teacher is not None, bool(photographs), opening, ordered, facts),
     )
     lines = [{"": row.name} | {NAMES[m]: summary[row.name][m] for m in MAIN} for row in rows]
     return "\n".join([text_table(lines), *said, f"report: {folder / 'report.html'}"])
@@ -173,6 +173,20 @@ def _figures(
         if maps:
             drawings["attention"] = lambda theme: figures.attention_maps(theme, maps, titles)
         drawings["views"] = lambda theme: figures.views(theme, vectors, directions, layer, titles)
+        after = "add" if "add" in models else config.students[-1]
+        if shown_layer := next((i for i, found in maps.items() if {"start", after} <= found.keys()), None):
+            known = probe.paired(split, [RAW, lossy[-1]])[: probe.PROBES]
+            before, lost = (probe.frames(split, quality, known, config.image_size) for quality in (RAW, lossy[-1]))
+            number = idea.most_changed_fake(before, lost, split.labels[known])
+            drawings["idea"] = lambda theme: idea.draw(
+                theme,
+                (before[number], lost[number]),
+                idea.share_taken(before, lost),
+                maps[shown_layer],
+                gaps[shown_layer],
+                after,
+                titles,
+            )
     (folder := config.folder / "figures").mkdir(exist_ok=True)
     parts = {}
     for name, draw in drawings.items():
@@ -200,6 +214,13 @@ def without_nan(value: object) -> object:
 
 
 CAPTIONS = {  # heading, how to read the picture
+    "idea": (
+        "The idea, on these frames",
+        "The teacher is shown the raw frame, the student its compressed twin. Compression takes most of the power of "
+        "high frequencies (zero frequency is in the middle, high ones at the border; brighter: more was taken). The "
+        "loss weighs each frequency of the feature maps by how far the student is from the teacher there, here on one "
+        "scale before and after training. Right: the same distance by frequency, relative to the teacher’s own power.",
+    ),
     "samples": (
         "What compression takes away",
         "Test frames raw, compressed, and the difference (brighter: larger; one scale for all). Where a fake was made "
@@ -245,6 +266,7 @@ def _page(
     opened: int,
     taught: bool,
     clips: bool,
+    picture: str,
     parts: list[str],
     facts: dict,
 ) -> str:
@@ -266,6 +288,7 @@ def _page(
 <p>{who} {seen}.
 Backbones: {html.escape(config.teacher_model)} → {html.escape(config.student_model)}. Data: {source}.</p></header>
 <section class="verdict">{opening}</section>
+{picture}
 <section><h2>Results on the test split</h2>{table}
 <p class="note">Small figures: 95 % intervals over sources, a source being a real and everything made from it{
         ", here a clip and its forged twin; they know nothing of other photographs" * clips

@@ -37,10 +37,11 @@ def _radial(power: np.ndarray) -> np.ndarray:
     return np.array([power[ring == r].mean() for r in range(rings + 1)])
 
 
-def _image_spectrum(images: Tensor) -> np.ndarray:
+def power(images: Tensor) -> Tensor:
+    """Mean power spectrum of grey images, from ``(N, S, S, 3)`` uint8: ``(S, S)`` float32, unshifted."""
     window = torch.hann_window(images.shape[1], periodic=False)  # else the borders' jump hides the high frequencies
     spectrum = torch.fft.fft2((images.float() / 127.5 - 1).mean(3) * window * window[:, None], norm="ortho")
-    return _radial(spectrum.abs().square().mean(0).numpy())
+    return spectrum.abs().square().mean(0)
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def features(
         ).mean(0)
         for view, vector in enumerate(attention.cpu().numpy()):
             vectors[view][name] = vector
-    image = {"raw": _image_spectrum(raw), "compressed": _image_spectrum(compressed)}
+    image = {"raw": _radial(power(raw).numpy()), "compressed": _radial(power(compressed).numpy())}
     return image, gaps, maps, vectors, directions.cpu().numpy(), layer
 
 
