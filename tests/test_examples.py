@@ -2,11 +2,13 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from skimage import io
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -25,3 +27,31 @@ def test_colour_transfer_brings_the_colours_together(tmp_path):
     distances = [float(value) for value in re.findall(r"distance (\S+)", done.stdout)]
     assert len(distances) == 4 and distances[0] > 0.1 and distances[-1] < 0.1 * distances[0]
     assert io.imread(tmp_path / "result.png").ndim == 3
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch, one_thread):
+    """Runs an example with small networks, in this process; returns its globals and its picture."""
+
+    def run(name: str, *arguments: str) -> tuple[dict, np.ndarray]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments, str(tmp_path / "result.png")])
+        return runpy.run_path(str(EXAMPLES / name)), io.imread(tmp_path / "result.png")
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["distil_timm.py", "timm_task.py"])
+def test_any_two_timm_networks_are_distilled(name, example):
+    found, picture = example(name, "test_resnet", "test_byobnet", "2")
+    terms = {key: value for key, value in found["history"][-1].items() if "/" in key}
+    assert len(terms) >= 6 and all(value > 0 for value in terms.values()) and picture.std() > 0
+    distil = found["distil"] if "distil" in found else found["task"].trainable_module.distil
+    learnt = [parameter.grad for parameter in distil.adapters.parameters()]
+    assert learnt and all(gradient.abs().sum() > 0 for gradient in learnt), "the adapters train, too"
+
+
+def test_a_models_attention_and_gap_are_drawn(example):
+    found, picture = example("look_inside.py", "test_resnet", "", "")
+    assert len(found["maps"]) == 4 and picture.std() > 0
+    line = found["axes"][-1].lines[0].get_ydata()
+    assert (line >= 0).all() and line[-1] > line[0], "JPEG takes high frequencies"
