@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .figures import Theme
@@ -45,14 +46,16 @@ def draw(
     """
     figure, axes = plt.subplots(1, 6, figsize=(11, 2.35), width_ratios=[1, 1, 1, 1, 1, 1.45])
     colour_map = theme.values["map"]
-    logs = [np.fft.fftshift(np.log(attention[name])) for name in ("start", after)]
-    scale = {"vmin": min(log.min() for log in logs), "vmax": max(log.max() for log in logs)}
+    exponents = [np.fft.fftshift(np.log(attention[name])) for name in ("start", after)]
+    top = max(exponent.max() for exponent in exponents)
+    before, left = (np.maximum(exponent, 1e-4 * top + 1e-30) for exponent in exponents)
+    scale = {"cmap": colour_map, "norm": LogNorm(min(before.min(), left.min()), max(before.max(), left.max()))}
     panels = [
         ("the teacher sees\nthe raw frame", frames[0], {}),
         ("the student, the\ncompressed one", frames[1], {}),
         ("what compression\ntook, by frequency", np.fft.fftshift(taken), {"cmap": colour_map, "vmin": 0, "vmax": 1}),
-        ("attention of the loss\nbefore training …", logs[0], {"cmap": colour_map} | scale),
-        ("… and after:\nwhat is left to learn", logs[1], {"cmap": colour_map} | scale),
+        ("the loss looks here\nbefore training …", before, scale),
+        ("… and after: what\nis left to learn", left, scale),
     ]
     for axis, (title, image, how) in zip(axes, panels, strict=False):
         axis.imshow(image, interpolation="nearest", **how)
@@ -63,7 +66,7 @@ def draw(
     for name, values in gaps.items():
         color = theme.values["muted"] if name == "start" else theme.color(titles[name])
         axes[-1].plot(np.linspace(0, 1, len(values)), values, "o-", color=color, markersize=3, label=titles[name])
-    axes[-1].set(xlabel="frequency / Nyquist", ylim=(0, None))
+    axes[-1].set(xlabel="frequency / Nyquist", ylim=(0, 1.45 * max(values.max() for values in gaps.values())))
     axes[-1].set_title("how far student and\nteacher are apart", loc="left", fontsize=9.5)
-    axes[-1].legend(fontsize=7.5, handlelength=1.2, labelspacing=0.3)
+    axes[-1].legend(loc="upper left", fontsize=7.5, handlelength=1.2, labelspacing=0.2, borderpad=0)
     return figure

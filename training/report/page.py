@@ -216,10 +216,11 @@ def without_nan(value: object) -> object:
 CAPTIONS = {  # heading, how to read the picture
     "idea": (
         "The idea, on these frames",
-        "The teacher is shown the raw frame, the student its compressed twin. Compression takes most of the power of "
-        "high frequencies (zero frequency is in the middle, high ones at the border; brighter: more was taken). The "
-        "loss weighs each frequency of the feature maps by how far the student is from the teacher there, here on one "
-        "scale before and after training. Right: the same distance by frequency, relative to the teacher’s own power.",
+        "The teacher is shown the raw frame, the student its compressed twin. Compression takes power mostly from the "
+        "middle and high frequencies (zero frequency is in the middle, high ones at the border; brighter: more taken). "
+        "The loss weighs each frequency of the feature maps by how far the student is from the teacher there, here on "
+        "one logarithmic scale before and after training. Right: the same distance by frequency, relative to the "
+        "teacher’s own power.",
     ),
     "samples": (
         "What compression takes away",
