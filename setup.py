@@ -7,13 +7,17 @@ ADD_OPS_SANITIZE=address,undefined   or thread: with GCC's sanitizers, for make 
 
 import os
 import platform
+import re
+import shlex
+import shutil
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 STRICT = os.environ.get("ADD_OPS_WERROR") == "1"
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
@@ -37,26 +41,54 @@ def kernel(source: str) -> bool:
     return source.endswith("_kernel.cpp")
 
 
+def pybind11_headers(folder: Path) -> Path:
+    """A copy of them: pip's build environments lie in another place each time, and all would be compiled again."""
+    headers = folder / f"pybind11-{pybind11.__version__}"
+    if not headers.exists():
+        shutil.copytree(pybind11.get_include(), draft := headers.with_suffix(".part"), dirs_exist_ok=True)
+        draft.rename(headers)
+    return headers
+
+
 class BuildKernels(build_ext):
-    """Compiles the sources side by side, the kernels once per instruction set, and links one module."""
+    """Compiles by ninja, side by side and only what changed, the kernels once per instruction set; links one module."""
 
     def build_extension(self, ext: Extension) -> None:
-        def compile_one(source: str, isa: str) -> list[str]:
-            return self.compiler.compile(
-                [source],
-                output_dir=os.path.join(self.build_temp, isa),
-                macros=[("ADD_OPS_ISA", isa)],
-                include_dirs=[*ext.include_dirs, *self.include_dirs],
+        # An editable install gets another temporary folder each time; what it compiled is kept.
+        kept = self.inplace or getattr(self, "editable_mode", False)
+        folder = (Path("build", "ninja") if kept else Path(self.build_temp)).absolute() / sys.implementation.cache_tag
+        folder.mkdir(parents=True, exist_ok=True)
+        commands: list[list[str]] = []
+        for name in ("spawn", "call"):  # by the version of setuptools, which makes the commands; ninja runs them
+            setattr(self.compiler, name, lambda command, **_: commands.append(command))
+        self.compiler.force = True
+        steps, objects = [], []
+        for source in ext.sources:
+            for isa in ISA_FLAGS if kernel(source) else ["baseline"]:
                 # Kernels may fuse multiply and add; plans must not, their rounding is part of the definition of a bin.
-                extra_postargs=[*FLAGS, *OPENMP, *ISA_FLAGS[isa], *([] if kernel(source) else ["-ffp-contract=off"])],
-            )
-
-        jobs = [(s, isa) for s in ext.sources for isa in (ISA_FLAGS if kernel(s) else ["baseline"])]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [name for names in pool.map(lambda job: compile_one(*job), jobs) for name in names]
-        target = self.get_ext_fullpath(ext.name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        self.compiler.link_shared_object(objects, target, extra_postargs=OPENMP, target_lang="c++")
+                flags = [*FLAGS, *OPENMP, *ISA_FLAGS[isa], *([] if kernel(source) else ["-ffp-contract=off"])]
+                (target,) = self.compiler.compile(
+                    [source],
+                    output_dir=str(folder / isa),
+                    macros=[("ADD_OPS_ISA", isa)],
+                    include_dirs=[str(pybind11_headers(folder)), *self.include_dirs],
+                    extra_postargs=flags,
+                )
+                steps.append((target, [os.path.abspath(source)], [*commands.pop(), "-MD", "-MF", f"{target}.d"]))
+                objects.append(target)
+        module = os.path.abspath(self.get_ext_fullpath(ext.name))
+        self.compiler.link_shared_object(objects, module, extra_postargs=OPENMP, target_lang="c++")
+        steps.append((module, objects, commands.pop()))
+        lines = [f"builddir = {folder}", "rule run", "  command = $command"]
+        for target, inputs, command in steps:
+            output, *names = (re.sub("([$ :])", r"$\1", name) for name in (target, *inputs))
+            lines += [f"build {output}: run {' '.join(names)}", f"  command = {shlex.join(command).replace('$', '$$')}"]
+            lines += ["  deps = gcc", f"  depfile = {output}.d"] if target != module else []
+        (folder / "build.ninja").write_text("\n".join([*lines, ""]))
+        try:
+            subprocess.run(["ninja", "--quiet", "-f", folder / "build.ninja"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(str(error)) from error
 
     def run(self) -> None:
         super().run()
@@ -65,8 +97,7 @@ class BuildKernels(build_ext):
             print("add_ops: the C++ kernels could not be built; installing without them.", file=sys.stderr)
 
 
-INCLUDES = [pybind11.get_include()]
-extension = Extension("add_ops._C", SOURCES, include_dirs=INCLUDES, depends=HEADERS, optional=not STRICT)
+extension = Extension("add_ops._C", SOURCES, depends=HEADERS, optional=not STRICT)
 if os.environ.get("ADD_OPS_NO_CPP") == "1":
     print("add_ops: ADD_OPS_NO_CPP=1, installing without the C++ kernels.", file=sys.stderr)
     setup()
