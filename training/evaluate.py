@@ -52,7 +52,7 @@ class Options(Foreign):
     """Evaluate trained models on sets they may never have seen: one row per (set, manipulation, compression)."""
 
     checkpoint: list[str] = field(default_factory=list, metadata=POSITIONAL)
-    """A run (every model of it), the folder of one model, or a file of weights; several; may come first, bare."""
+    """Runs (every model of them), folders of one model, files of weights, hf://user/name; may come first, bare."""
     manifest: list[str] = field(default_factory=list)
     """Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: the set
     each run was trained on."""

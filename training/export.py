@@ -1,6 +1,7 @@
 """Write a trained model as ONNX and as torch.export's .pt2: the student alone, images in, probability of fake out.
 
     python training/export.py runs/embedded/add --out student.onnx student.pt2
+    python training/export.py runs/embedded/add --hub_folder add-embedded       for the Hugging Face Hub
 
 The graph normalises the pixels itself: it takes face crops as they are decoded, ``images`` (B, S, S, 3) uint8 RGB, and
 gives ``probability`` (B,) float32, that of fake, and ``logits`` (B, 2). The file's metadata says so, with S, the margin
@@ -32,6 +33,7 @@ from training.files import readable, shown_lines
 from training.models.checkpoints import Foreign, Trained, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, Stopped, run
+from training.report import card
 
 CLOSE = 1e-4  # relative L2 distance of logits between PyTorch and a file, float32 through a deep network
 BATCHES = (1, 3)  # sizes that a file is tried with
@@ -147,9 +149,11 @@ class Options(Foreign):
     """Write a trained model as ONNX and as torch.export's .pt2: face crops in, probability of fake out."""
 
     checkpoint: str = field(default="", metadata=POSITIONAL)
-    """The folder of a model in a run, or a file of weights; may come first, bare."""
+    """The folder of a model in a run, a file of weights, or hf://user/name; may come first, bare."""
     out: list[str] = field(default_factory=list)
     """Files to write, ending in .onnx or .pt2."""
+    hub_folder: str = ""
+    """Folder to write for the Hugging Face Hub: weights, configuration and a model card with what the run measured."""
     margin: float = Cropping.margin
     """Side of the crop over that of the face, for the record."""
 
@@ -159,14 +163,19 @@ class Options(Foreign):
             raise ValueError("checkpoint: expected the folder of a model or a file of weights first; --help explains")
         if self.margin <= 0:
             raise ValueError(f"margin: expected above 0, got {self.margin}")
-        if not self.out:
-            raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, got none")
+        if not self.out and not self.hub_folder:
+            raise ValueError(f"out: expected files that end in {' or '.join(FORMATS)}, or a hub_folder, got none")
 
 
 def work(options: Options) -> None:
     trained = find_one_trained(options.checkpoint, options)
-    for path, distance in export(trained, [Path(path) for path in options.out], options.margin).items():
+    written = export(trained, [Path(path) for path in options.out], options.margin) if options.out else {}
+    for path, distance in written.items():
         print(f"{path}: equal to PyTorch, relative L2 distance {distance:.1e}")
+    if options.hub_folder:
+        folder, model = Path(options.hub_folder), trained.load("cpu")
+        card.write_folder(folder, trained, model, metadata(trained, model, options.margin))
+        print(f"{folder}: weights, configuration and a card; upload by: hf upload USER/NAME {folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

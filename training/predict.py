@@ -56,7 +56,7 @@ class Options(Foreign, Cropping):
     input: list[str] = field(default_factory=list, metadata=POSITIONAL)
     """Images, videos, and folders of them; any number, bare."""
     checkpoint: str = ""
-    """The folder of a model in a run, or a file of weights."""
+    """The folder of a model in a run, a file of weights, or hf://user/name."""
     csv: str | None = None
     """File for the box and score of every frame, written as they come."""
     annotate: str | None = None

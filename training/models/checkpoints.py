@@ -21,9 +21,9 @@ from ..config import LARGEST, Config, load_config
 from ..files import read_json, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
+from .hub import WEIGHTS, local, weights_of_folder
 from .weights import read_metadata, read_torch, read_weights
 
-WEIGHTS = "model.safetensors"
 NOTE = "add_ops"  # key of the metadata of our files of weights
 KEPT = 2  # checkpoints: a damaged one falls back to the one before it
 
@@ -247,13 +247,14 @@ def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Train
     """The trained models that a path holds.
 
     Args:
-        path: the folder of a run (every model of it, the teacher first), the folder of one model, or a file of weights.
+        path: the folder of a run (every model of it, the teacher first), the folder of one model, a file of weights, or
+            a model on the Hugging Face Hub, ``hf://user/name``.
         foreign: about a file that lies in no run.
 
     Raises:
         ValueError: nothing there, or a file whose architecture is not known.
     """
-    path, foreign = Path(path), foreign or Foreign()
+    path, foreign = weights_of_folder(local(path)), foreign or Foreign()
     if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
         note = _note(path)
         model = foreign.model or (note and note["name"])
