@@ -35,7 +35,7 @@ PAGES = {  # title: file; rooms without a README are left out
     "Contributing": "CONTRIBUTING.md",
     "Changelog": "CHANGELOG.md",
 }
-HEADINGS = {  # of the API: module or room, in the order of the page
+HEADINGS = {  # of the API: module or room, in the order of the page; others follow by their own names
     "add_loss": "ADD over layers",
     "frequency_attention": "Frequency attention",
     "multi_view": "Multi-view attention",
@@ -76,9 +76,10 @@ def public_names() -> dict[str, list[str]]:
 
 def api() -> str:
     """A heading per room and an entry per public name, for mkdocstrings."""
-    parts = []
-    for room, names in sorted(public_names().items(), key=lambda group: list(HEADINGS).index(group[0])):
-        parts += [f"## {HEADINGS[room]}", *(f"::: add_ops.{name}" for name in names)]
+    found, parts = public_names(), []
+    for room in sorted(found, key=lambda room: [*HEADINGS, room].index(room)):
+        heading = HEADINGS.get(room, room.strip("_").replace("_", " ").capitalize())
+        parts += [f"## {heading}", *(f"::: add_ops.{name}" for name in found[room])]
     return "\n\n".join(parts) + "\n"
 
 
