@@ -98,6 +98,14 @@ def test_every_environment_variable_is_documented():
     assert not [name for name in found if f"`{name}`" not in told]
 
 
+def test_the_messages_under_troubleshooting_are_those_that_users_meet():
+    sources = [*ROOT.glob("add_ops/**/*.py"), *ROOT.glob("training/**/*.py"), ROOT / "setup.py"]
+    text = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))  # one string on several lines
+    messages = re.findall(r"^\*\*`(.*)`\*\*$", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    parts = [part.strip(" ;:()") for message in messages for part in re.split("[…']", message)]
+    assert len(messages) > 10 and not [part for part in parts if len(part) > 8 and part not in text]
+
+
 def test_the_version_is_one():
     assert f"version: {add_ops.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{add_ops.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
