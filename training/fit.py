@@ -160,7 +160,7 @@ def fit(
     warmup = 0 if is_teacher else round(config.warmup_epochs * per_epoch)
     validate_every = max(1, per_epoch // config.validations_per_epoch)
 
-    set_seed(config.seed, device_specific=True)
+    set_seed(config.seed)  # of every process: all draw the same views, as one process that has the whole batch
     detector = model
     factory = DISTILLERS["none" if is_teacher else role]
     distiller = factory(config, model.channels, teacher.channels if teacher else model.channels).to(accelerator.device)

@@ -125,7 +125,7 @@ def _check_facts(config: Config, facts: dict, *, has_teacher: bool) -> None:
                 "would be another; restore the table, or start anew"
             )
     if world != facts["processes"]:
-        print("note: with another number of processes the random views are others than without the interruption")
+        print("note: another number of processes has other shares of a batch, and with them other batch norms and pairs")
 
 
 def evaluate(

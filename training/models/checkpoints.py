@@ -124,11 +124,11 @@ def load_checkpoint(path: Path, accelerator: Accelerator, parts: dict[str, Any])
     accelerator.unwrap_model(parts["distiller"]).load_state_dict(state["distiller"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
-    if (own := path / f"rng-{accelerator.process_index}.pt").exists():  # else another number of processes goes on
-        rng = read_torch(own)
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng and torch.cuda.is_available():
-            torch.cuda.set_rng_state(rng["cuda"])
+    own = path / f"rng-{accelerator.process_index}.pt"
+    rng = read_torch(own if own.exists() else path / "rng-0.pt")  # now there are more processes: all draw alike
+    torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
     return Progress(**state["progress"])
 
 
