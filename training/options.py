@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from .files import shown_lines
+from .interrupts import during_imports
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
 LARGEST = 1_000_000  # characters of a YAML file with its aliases written out
@@ -55,8 +56,9 @@ def run(
     Returns:
         The exit status: that of ``work``, 1 where it was stopped, 2 for wrong usage or input, 130 after Ctrl-C.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the command's file is imported
+    importing = signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, during_imports)
+    if importing and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a locale without "–" must not cost what was worked out

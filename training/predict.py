@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import math
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -27,7 +26,9 @@ from typing import Literal
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
+    from training.interrupts import prepare_imports
+
+    prepare_imports()
 
 import numpy as np
 import torch

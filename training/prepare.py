@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +29,9 @@ from typing import Literal
 
 if not __package__:  # run as a script, from wherever
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the rest is imported ends it without a traceback
+    from training.interrupts import prepare_imports
+
+    prepare_imports()
 
 from tqdm import tqdm
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
@@ -18,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from .interrupts import end_with_parent
 from .options import Stopped
 
 T = TypeVar("T")
@@ -114,12 +114,7 @@ def _reason(status: int, answer: Connection) -> str:
 
 def _live(work: Callable, item: object, output: Path, says: Connection) -> None:
     """The life of a process: it ends when its work is done, or with its parent."""
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a", encoding="utf-8") as file:
         for stream in (1, 2):

@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import write_whole
+from ..interrupts import serve_parent
 from . import images, video
 from .sources.common import SPLITS
 from .video import compress
@@ -193,7 +194,7 @@ def _clips(spec: EmbeddedSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     # Forked workers start at once; where there is no fork, spawned ones import this module first.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    with context.Pool(os.cpu_count()) as pool:
+    with context.Pool(os.cpu_count(), serve_parent) as pool:
         for split in SPLITS:
             indices = range(getattr(spec, f"{split}_clips"))
             for columns in pool.imap(partial(_build_clip, spec, split), indices, chunksize=8):

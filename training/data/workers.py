@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from ..interrupts import serve_parent
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -53,8 +54,8 @@ def by_processes(work: Callable[[T], str | None], items: Sequence[T], jobs: int)
     while waiting:
         batch, width = waiting.pop()
         lost = []
-        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C lets the items at work be finished
-        with ProcessPoolExecutor(min(width, max(len(batch), 1)), context, signal.signal, ignore) as pool:
+        # Ctrl-C lets the items at work be finished.
+        with ProcessPoolExecutor(min(width, max(len(batch), 1)), context, serve_parent) as pool:
             futures = {pool.submit(_attempt, work, item): item for item in batch}
             try:
                 for future in as_completed(futures):
