@@ -8,9 +8,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 LONGEST = 200  # bytes of one part of a name: file systems take 255, and endings come on top
 CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # characters that no name has which is shown or becomes a folder
@@ -82,19 +87,44 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside, be it a full disk or a folder that is read-only, is told of ``path``, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk, where they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # which some file systems cannot flush
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary neighbour (a file, or a folder it makes) and rename it to ``path``.
+
+    It has reached the disk before what was called so is gone, and so has its name when this returns.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
     temporary = path.with_name(f".{shortened(path.name)}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{shown(path)} cannot be written: {error.strerror or error}") from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            for written in (*temporary.rglob("*"), temporary):
+                flush(written)
+            os.replace(temporary, path)
+            flush(path.parent)
     finally:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
@@ -102,3 +132,23 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """:func:`write_whole` for a text, in UTF-8 whatever the locale."""
     write_whole(path, lambda target: target.write_text(readable(text), encoding="utf-8"))
+
+
+def remove_drafts(folder: Path, name: str = "*") -> None:
+    """Remove from a folder what a kill left of writing files of this name; nobody else may be writing there."""
+    for draft in list(folder.rglob(f".{name}.tmp")):
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that was written here.
+
+    Raises:
+        ValueError: it is damaged; it is named.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{shown(path)} is damaged; remove it, and it is made again: {reason}") from error

@@ -193,8 +193,8 @@ def fit(
         if auc > progress.best_auc:
             progress.best_auc, progress.best_step, progress.validations_without_gain = auc, progress.step, 0
             if accelerator.is_main_process:
-                folder.mkdir(parents=True, exist_ok=True)
                 save_weights(accelerator.unwrap_model(model), folder / WEIGHTS)
+                progress.sha256 = sha256(folder / WEIGHTS)
         each = {f"val_auc/{quality}": value for quality, value in found.items()} if len(found) > 1 else {}
         log.write(progress.step, {"epoch": progress.step / per_epoch, "val_auc": auc} | each)
         return auc
@@ -273,9 +273,11 @@ def fit(
     accelerator.wait_for_everyone()
     result = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
+    if progress.sha256 not in ("", found := sha256(folder / WEIGHTS)):
+        raise ValueError(f"{folder / WEIGHTS} is not as it was written; remove {folder} to train the model again")
     result.load_state_dict(read_weights(folder / WEIGHTS))
     if accelerator.is_main_process:
-        done = asdict(progress) | {"sha256": sha256(folder / WEIGHTS)}
+        done = asdict(progress) | {"sha256": found}
         write_text(folder / "done.json", json.dumps(done))
     return result
 

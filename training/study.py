@@ -37,7 +37,7 @@ from training.config import Config
 from training.data import embedded
 from training.data.frames import RAW, embedded_spec
 from training.data.loader import load_splits
-from training.files import write_text, write_whole
+from training.files import read_npz, remove_drafts, write_text, write_whole
 from training.fit import check_distillers, fit, keep_freed_memory, new_accelerator, new_model, new_student, predict
 from training.models.distillers import DISTILLERS
 from training.options import Stopped, load, run
@@ -149,7 +149,11 @@ class Model:
         return self.is_trained(config) and all(path.exists() for path in tests)
 
     def validation_auc(self, config: StudyConfig) -> float:
-        return json.loads((self.folder(config) / "done.json").read_text(encoding="utf-8"))["best_auc"]
+        path = self.folder(config) / "done.json"
+        try:
+            return float(json.loads(path.read_text(encoding="utf-8"))["best_auc"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged; remove its folder to train the model again: {error}") from error
 
 
 def make(config: StudyConfig, model: Model) -> None:
@@ -249,9 +253,8 @@ def collect(config: StudyConfig) -> dict:
         for model in models:
             if (path := model.tests(config)[quality]).exists():
                 names = embedded_spec(model.options(config)).photographs("test")
-                with np.load(path) as said:
-                    for number, auc in folds.photograph_aucs(**said).items():
-                        found[model.fold, Path(names[number]).stem] = auc
+                for number, auc in folds.photograph_aucs(**read_npz(path)).items():
+                    found[model.fold, Path(names[number]).stem] = auc
         return found
 
     teachers = [Model(fold) for fold in range(config.folds)]
@@ -287,7 +290,8 @@ def write(config: StudyConfig) -> str:
     write_text(config.folder / "table.md", text)
     if any(line["method"] != TEACHER for line in results["lines"]):
         for theme, png in folds.pictures(results["lines"], base).items():
-            (config.folder / f"study{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+            path = config.folder / f"study{'' if theme == 'light' else '-dark'}.png"
+            write_whole(path, lambda target, png=png: target.write_bytes(png))
     return text
 
 
@@ -316,6 +320,7 @@ def study(config: StudyConfig, say: Callable[[str], None] = print) -> None:
         Stopped: models were lost; the others are done, and the table is written.
     """
     open_study(config)
+    remove_drafts(config.folder)
     for fold in range(config.folds):
         embedded.build(embedded_spec(Model(fold).options(config)), config.cache)
     os.environ.setdefault("TQDM_MININTERVAL", "30")  # of the processes, whose bars go to files

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from av import VideoFrame
 
-from ..files import BrokenFile, inside, read_json, write_text
+from ..files import BrokenFile, inside, read_json, shown, write_text
 from . import faces, images, tables
 from .sources.common import Video
 from .video import H264, Clip, Encoder, Miscounted, encodable, keep, pixels_of, promised, read
@@ -296,7 +296,7 @@ def finished_rows(video: Video, out: str) -> tuple[list[dict[str, Any]], list[st
         content = read_json(path)
         return (content["rows"], content["notes"]) if isinstance(content, dict) else (content, [])
     except (ValueError, KeyError) as error:
-        raise ValueError(f"out: {path} is damaged, remove it to prepare its video anew: {error}") from error
+        raise ValueError(f"{shown(path)} is damaged; remove it to have the video prepared again: {error}") from error
 
 
 def prepare_video(video: Video, pairing: Pairing) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import Config
-from ..files import BrokenFile, shown
+from ..files import BrokenFile, read_npz, shown
 from . import embedded, images, manifest
 from .manifest import RAW
 from .sources.common import SPLITS
@@ -165,15 +165,15 @@ def embedded_spec(config: Config) -> embedded.EmbeddedSpec:
 def read_embedded(config: Config) -> dict[str, Frames]:
     """The embedded set of a configuration by split; the bootstrap draws a real clip with its forged twin."""
     splits = {}
-    with np.load(embedded.build(spec := embedded_spec(config), config.cache)) as arrays:
-        for split in SPLITS:
-            label, source, frame = (arrays[f"{split}_{name}"] for name in ("label", "source", "frame"))
-            table = pandas.DataFrame({"label": label, "dataset": "embedded", "reference": "raw", "group": source})
-            table["manipulation"] = np.where(label == 1, "forged", "real")
-            table["video"], table["twin"] = 2 * source + label, source * (frame.max() + 1) + frame
-            table["photograph"] = arrays[f"{split}_photograph"]
-            compressed = {f"c{crf}": arrays[f"{split}_c{crf}"] for crf in spec.crfs}
-            splits[split] = Frames(arrays[f"{split}_raw"], compressed, table)
+    arrays = read_npz(embedded.build(spec := embedded_spec(config), config.cache))
+    for split in SPLITS:
+        label, source, frame = (arrays[f"{split}_{name}"] for name in ("label", "source", "frame"))
+        table = pandas.DataFrame({"label": label, "dataset": "embedded", "reference": "raw", "group": source})
+        table["manipulation"] = np.where(label == 1, "forged", "real")
+        table["video"], table["twin"] = 2 * source + label, source * (frame.max() + 1) + frame
+        table["photograph"] = arrays[f"{split}_photograph"]
+        compressed = {f"c{crf}": arrays[f"{split}_c{crf}"] for crf in spec.crfs}
+        splits[split] = Frames(arrays[f"{split}_raw"], compressed, table)
     return splits
 
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..config import LARGEST, Config, load_config
-from ..files import read_json, shown, write_whole
+from ..files import flush, naming, read_json, remove_drafts, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
 from .hub import WEIGHTS, local, weights_of_folder
@@ -33,20 +33,25 @@ KEPT = 2  # checkpoints: a damaged one falls back to the one before it
 
 @dataclass
 class Progress:
-    """How far the training of one model is, in optimiser steps."""
+    """How far the training of one model is, in optimiser steps; ``sha256`` is of the file of its best weights."""
 
     step: int = 0
     best_auc: float = -math.inf
     best_step: int = 0
     validations_without_gain: int = 0
     seconds: float = 0.0
+    sha256: str = ""
 
 
 def save_weights(model: Detector, path: Path) -> None:
     """Write the weights, and beside them what one must know to use them without their run."""
+    write_whole(path, lambda target: target.write_bytes(_weights(model)))  # save_file would let nobody else read it
+
+
+def _weights(model: Detector) -> bytes:
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     about = {name: getattr(model, name) for name in ("name", "image_size", "mean", "std")}
-    write_whole(path, lambda target: save_file(state, target, {NOTE: json.dumps(about)}))
+    return save(state, {NOTE: json.dumps(about)})
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -56,32 +61,48 @@ def _checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(
     folder: Path, accelerator: Accelerator, config: Config, progress: Progress, parts: dict[str, Any]
 ) -> None:
-    """Write checkpoint-{step}: the rename is the moment from which it exists, then the third-last one is removed."""
+    """Write checkpoint-{step}: the rename, when all is on the disk, is the moment from which it exists; then the
+    third-last one is removed.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; those before it stand.
+    """
     final = folder / f"checkpoint-{progress.step:08d}"
     draft = folder / f".{final.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_weights(accelerator.unwrap_model(parts["model"]), draft / WEIGHTS)
-        state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
-        state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
-        state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-        torch.save(state | {"progress": asdict(progress)}, draft / "state.pt")
-        (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    rng = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
-    torch.save(rng, draft / f"rng-{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        sums = {path.name: sha256(path) for path in draft.iterdir()}
-        (draft / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
-        if not final.exists():
+    with naming(final):
+        if accelerator.is_main_process:
+            remove_drafts(folder, "checkpoint-*")
+            draft.mkdir(parents=True)
+            (draft / WEIGHTS).write_bytes(_weights(accelerator.unwrap_model(parts["model"])))
+            state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
+            state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
+            state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
+            _save(draft / "state.pt", state | {"progress": asdict(progress)})
+            (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        rng = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        _save(draft / f"rng-{accelerator.process_index}.pt", rng)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            sums = {path.name: sha256(path) for path in draft.iterdir()}
+            (draft / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
+            for path in (*draft.iterdir(), draft):
+                flush(path)
+            shutil.rmtree(final, ignore_errors=True)  # there is one where it was damaged, and the one before it used
             os.rename(draft, final)
-        for path in _checkpoints(folder)[KEPT:]:
-            shutil.rmtree(path)
+            flush(folder)
+            known = _checkpoints(folder)
+            place = known.index(final)
+            for path in known[:place] + known[place + KEPT :]:  # later ones were damaged
+                shutil.rmtree(path)
     accelerator.wait_for_everyone()
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, torch.save says nothing of a full disk
+        torch.save(content, file)
 
 
 def sha256(path: Path) -> str:
@@ -102,6 +123,8 @@ def last_checkpoint(
     for path in _checkpoints(folder):
         try:
             sums = read_json(path / "sums.json")
+            if missing := {WEIGHTS, "state.pt"} - sums.keys():
+                raise ValueError(f"sums.json does not tell of {', '.join(sorted(missing))}")
             if changed := [name for name, value in sums.items() if sha256(path / name) != value]:
                 raise ValueError(f"not as they were written: {', '.join(changed)}")
         except (ValueError, OSError, AttributeError) as error:

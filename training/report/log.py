@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ..files import shown, write_text
+from ..files import naming, shown, write_text
 from ..options import Stopped
 
 
@@ -44,7 +44,8 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"model": self.role, "step": step} | values) + "\n")
         for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
