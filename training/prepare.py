@@ -38,7 +38,8 @@ from tqdm import tqdm
 from training.data import inspection, manifest, sources, workers
 from training.data.crops import Pairing, finished_rows, prepare_video, rows_file
 from training.data.sources import SPLITS, Draw, Found, Video
-from training.files import read_json, shown, write_text
+from training.files import read_json, shown, shown_lines, write_text
+from training.locks import only_one
 from training.options import POSITIONAL, run
 
 # Options that do not change what is written for a video.
@@ -169,25 +170,42 @@ def open_folder(options: Options) -> None:
     if Path(settings["source"]) in Path(options.out).resolve().parents:
         raise ValueError(f"out: '{options.out}' lies in the source, which would be read with it; name another folder")
     path = Path(options.out) / "settings.json"
-    if path.exists():
+    with only_one(path.with_name(".settings.lock"), f"the folder {options.out}", wait=True):  # shards begin together
+        if not path.exists():
+            write_text(path, json.dumps(settings, indent=1))
+            return
         defaults = {f.name: f.default for f in fields(Options) if f.default is not MISSING}
-        try:
-            before = defaults | read_json(path)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"out: {path} is damaged, so how its pairs were made is not known: {error}") from error
+        before = defaults | _settings(path)
         if changed := [shown(f"{key}={before.get(key)}") for key in settings if before.get(key) != settings[key]]:
             raise ValueError(f"out: '{options.out}' was made with {', '.join(changed)}; name another folder")
-    else:
-        write_text(path, json.dumps(settings, indent=1))
+
+
+def _settings(path: Path) -> dict:
+    try:
+        if isinstance(found := read_json(path), dict):
+            return found
+        raise ValueError(f"expected a mapping, got {type(found).__name__}")
+    except ValueError as error:
+        raise ValueError(f"out: {shown(path)} is damaged: {error}; name another folder") from error
 
 
 def prepare(options: Options) -> int:
-    """Everything the command does but --check and --status; returns the exit status."""
+    """Everything the command does but --check and --status; returns the exit status.
+
+    Raises:
+        InUse: another process prepares the same shard.
+    """
     found = understand(options)
     print(describe(found, options), flush=True)
     options.open_detector()  # its file may be missing
     open_folder(options)
     index, count = options.part
+    lock = Path(options.out) / "shards" / f".{index}-of-{count}.lock"
+    with only_one(lock, f"shard {options.shard} of {options.out}"):
+        return _prepare(options, found, index, count)
+
+
+def _prepare(options: Options, found: Found, index: int, count: int) -> int:
     videos = found.videos[index - 1 :: count]
     todo = [video for video in videos if not rows_file(video, options.out).is_file()]
     failed = dict(found.refused) if index == 1 else {}

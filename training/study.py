@@ -39,6 +39,7 @@ from training.data.frames import RAW, embedded_spec
 from training.data.loader import load_splits
 from training.files import read_npz, remove_drafts, write_text, write_whole
 from training.fit import check_distillers, fit, keep_freed_memory, new_accelerator, new_model, new_student, predict
+from training.locks import beside, only_one
 from training.models.distillers import DISTILLERS
 from training.options import Stopped, load, run
 from training.processes import side_by_side, usable_cores
@@ -318,7 +319,13 @@ def study(config: StudyConfig, say: Callable[[str], None] = print) -> None:
 
     Raises:
         Stopped: models were lost; the others are done, and the table is written.
+        InUse: another process is at work in the study's folder.
     """
+    with only_one(beside(config.folder), f"the study {config.folder}"):
+        _study(config, say)
+
+
+def _study(config: StudyConfig, say: Callable[[str], None]) -> None:
     open_study(config)
     remove_drafts(config.folder)
     for fold in range(config.folds):

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from torch import nn
 from training import options
 from training.config import EMBEDDED, Config, load_config
 from training.data.loader import Split, load_splits
-from training.files import shown, write_text
+from training.files import remove_drafts, shown, write_text
 from training.fit import (
     check_distillers,
     fit,
@@ -45,6 +46,7 @@ from training.fit import (
     new_student,
     predict,
 )
+from training.locks import beside, only_one
 from training.report import metrics, page
 from training.report.log import Log
 
@@ -66,6 +68,11 @@ class Clock:
         self.laps[name], self.last = now - self.last, now
 
 
+def _begun(folder: Path) -> bool:
+    """Whether there is a run; one that was killed in its first moments has left at most drafts."""
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 def check_options(config: Config) -> None:
     """Refuse to continue an earlier run with options that change what is learnt; before the data are read.
 
@@ -73,7 +80,7 @@ def check_options(config: Config) -> None:
         ValueError: it was started with other values, or has no configuration.
     """
     folder = config.folder
-    if not config.resume or not folder.exists():
+    if not config.resume or not _begun(folder):
         return
     before, now = asdict(load_config(folder / "config.yaml")), asdict(config)
     if changed := [shown(f"{key}={before[key]}") for key in now if key not in FREE and now[key] != before[key]]:
@@ -89,8 +96,9 @@ def open_run(config: Config, splits: dict[str, Split], processes: int) -> None:
     folder = config.folder
     facts = {"processes": processes, "data": {name: split.fingerprint() for name, split in splits.items()}}
     check_options(config)
-    if config.resume and folder.exists():
+    if config.resume and _begun(folder):
         _check_facts(config, facts, has_teacher=not config.teacher_checkpoint and len(splits["train"].where("raw")) > 0)
+        remove_drafts(folder)
     elif config.resume:
         print(f"note: there is no run {folder} to go on with; it begins")
     elif folder.exists():
@@ -126,7 +134,9 @@ def _check_facts(config: Config, facts: dict, *, has_teacher: bool) -> None:
                 "would be another; restore the table, or start anew"
             )
     if world != facts["processes"]:
-        print("note: another number of processes has other shares of a batch, and with them other batch norms and pairs")
+        print(
+            "note: another number of processes has other shares of a batch, and with them other batch norms and pairs"
+        )
 
 
 def evaluate(
@@ -149,11 +159,20 @@ def train(config: Config) -> Path:
     """The whole run: data, teacher, students, evaluation, report. Returns the run's folder.
 
     Where nothing raw is there to learn from, as in a table without ``path_raw``, there is no teacher.
+
+    Raises:
+        InUse: another process is at work in the run's folder.
     """
-    clock = Clock()
     keep_freed_memory()
     check_options(config)
     accelerator = new_accelerator(config)
+    alone = only_one(beside(config.folder), f"the run {config.folder}")
+    with alone if accelerator.is_main_process else nullcontext():
+        return _train(config, accelerator)
+
+
+def _train(config: Config, accelerator: Accelerator) -> Path:
+    clock = Clock()
     with accelerator.main_process_first():
         splits = load_splits(config)
     if len(set(splits["val"].labels)) < 2:

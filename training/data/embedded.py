@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import write_whole
+from ..files import remove_drafts, write_whole
 from ..interrupts import serve_parent
+from ..locks import beside, only_one
 from . import images, video
 from .sources.common import SPLITS
 from .video import compress
@@ -226,8 +227,15 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
     if not all(0 <= crf <= 51 for crf in spec.crfs) or len(set(spec.crfs)) != len(spec.crfs):
         raise ValueError(f"crfs: expected different rate factors in 0…51, got {spec.crfs}")
     path = file_of(spec, cache)
-    if path.exists():
-        return path
+    if not path.exists():
+        with only_one(beside(path), f"the embedded set {path}", wait=True):
+            if not path.exists():  # nobody else has built it in the meantime
+                remove_drafts(path.parent, f"{path.name}.*")
+                _build(spec, path)
+    return path
+
+
+def _build(spec: EmbeddedSpec, path: Path) -> None:
     total = sum(getattr(spec, f"{split}_clips") for split in SPLITS)
     parts: dict[str, list[np.ndarray]] = {}
     for split, columns in tqdm(_clips(spec), desc="embedded set", total=total, unit=" clips"):
@@ -239,4 +247,3 @@ def build(spec: EmbeddedSpec, cache: str | os.PathLike[str]) -> Path:
             np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()})
 
     write_whole(path, write)
-    return path
