@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.data import inspection, manifest, sources, workers
 from training.data.crops import Pairing, finished_rows, prepare_video, rows_file
 from training.data.sources import SPLITS, Draw, Found, Video
-from training.files import read_json, shown, shown_lines, write_text
+from training.files import read_json, shown, write_text
 from training.locks import only_one
 from training.options import POSITIONAL, run
 

@@ -69,40 +69,47 @@ def save_checkpoint(
     """
     final = folder / f"checkpoint-{progress.step:08d}"
     draft = folder / f".{final.name}.tmp"
-    with naming(final):
+    try:
+        with naming(final):
+            if accelerator.is_main_process:
+                remove_drafts(folder, "checkpoint-*")
+                draft.mkdir(parents=True)
+                (draft / WEIGHTS).write_bytes(_weights(accelerator.unwrap_model(parts["model"])))
+                state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
+                state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
+                state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
+                _save(draft / "state.pt", state | {"progress": asdict(progress)})
+                (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            accelerator.wait_for_everyone()
+            rng = {"cpu": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                rng["cuda"] = torch.cuda.get_rng_state()
+            _save(draft / f"rng-{accelerator.process_index}.pt", rng)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                sums = {path.name: sha256(path) for path in draft.iterdir()}
+                (draft / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
+                for path in (*draft.iterdir(), draft):
+                    flush(path)
+                shutil.rmtree(final, ignore_errors=True)  # a damaged one, which the one before it has replaced
+                os.rename(draft, final)
+                flush(folder)
+                known = _checkpoints(folder)
+                place = known.index(final)
+                for path in known[:place] + known[place + KEPT :]:  # later ones were damaged
+                    shutil.rmtree(path)
+    finally:
         if accelerator.is_main_process:
-            remove_drafts(folder, "checkpoint-*")
-            draft.mkdir(parents=True)
-            (draft / WEIGHTS).write_bytes(_weights(accelerator.unwrap_model(parts["model"])))
-            state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
-            state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
-            state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-            _save(draft / "state.pt", state | {"progress": asdict(progress)})
-            (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        accelerator.wait_for_everyone()
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        _save(draft / f"rng-{accelerator.process_index}.pt", rng)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            sums = {path.name: sha256(path) for path in draft.iterdir()}
-            (draft / "sums.json").write_text(json.dumps(sums), encoding="utf-8")
-            for path in (*draft.iterdir(), draft):
-                flush(path)
-            shutil.rmtree(final, ignore_errors=True)  # there is one where it was damaged, and the one before it used
-            os.rename(draft, final)
-            flush(folder)
-            known = _checkpoints(folder)
-            place = known.index(final)
-            for path in known[:place] + known[place + KEPT :]:  # later ones were damaged
-                shutil.rmtree(path)
+            shutil.rmtree(draft, ignore_errors=True)  # of what failed: it may be what fills the disk
     accelerator.wait_for_everyone()
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
     with path.open("wb") as file:  # given a path, torch.save says nothing of a full disk
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # nor always given a file
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def sha256(path: Path) -> str:
