@@ -168,6 +168,15 @@ def test_a_finished_model_whose_weights_changed_is_named(broken_off, tmp_path):
         train.train(whole)
 
 
+def test_best_weights_that_changed_before_the_end_are_named(broken_off, tmp_path):
+    whole = replace(broken_off[0], out=str(tmp_path), resume=True)
+    shutil.copytree(broken_off[0].folder, whole.folder)
+    (whole.folder / "none" / "done.json").unlink()
+    spoil_bytes(whole.folder / "none")
+    with pytest.raises(ValueError, match=r"none/model\.safetensors is not as it was written; remove .*none to train"):
+        train.train(whole)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"processes": "x", "data": {}}'])
 def test_a_damaged_record_of_a_run_is_named(opened, content):
     config, splits = opened

@@ -137,7 +137,7 @@ def write_text(path: Path, text: str) -> None:
 def remove_drafts(folder: Path, name: str = "*") -> None:
     """Remove from a folder what a kill left of writing files of this name; nobody else may be writing there."""
     for draft in list(folder.rglob(f".{name}.tmp")):
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

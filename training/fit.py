@@ -273,7 +273,8 @@ def fit(
     accelerator.wait_for_everyone()
     result = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
-    if progress.sha256 not in ("", found := sha256(folder / WEIGHTS)):
+    found = sha256(folder / WEIGHTS)
+    if accelerator.is_main_process and progress.sha256 not in ("", found):
         raise ValueError(f"{folder / WEIGHTS} is not as it was written; remove {folder} to train the model again")
     result.load_state_dict(read_weights(folder / WEIGHTS))
     if accelerator.is_main_process:

@@ -63,9 +63,7 @@ def only_one(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         if descriptor in _held:  # and this is no fork
-            path.unlink(
-                missing_ok=True
-            )  # while it is held: who has opened it by now sees that it is not there any more
+            path.unlink(missing_ok=True)  # while it is held: who has opened it by now sees that it is gone
             _held.discard(descriptor)
             os.close(descriptor)
 
