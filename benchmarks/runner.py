@@ -94,7 +94,7 @@ def write(results: dict[str, Any]) -> None:
     name = f"{re.sub('[^a-z0-9]+', '-', machine.lower()).strip('-')}-{day}.json"
     for folder in folders():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        (folder / name).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def chart(results: dict[str, Any], rows: list[Row]) -> None:

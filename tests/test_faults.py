@@ -43,8 +43,8 @@ import os, sys, time
 from pathlib import Path
 from training.locks import only_one
 with only_one(Path(sys.argv[1]), "it"):
-    child = os.fork()
-    print(child, flush=True) if child else None
+    if not os.fork():
+        print(os.getpid(), flush=True)  # said when it has let go
     time.sleep(60)
 """
 

@@ -127,9 +127,8 @@ def mixed(pairs: pandas.DataFrame) -> pandas.DataFrame:
 
 def config_of(table: pandas.DataFrame, folder: Path, **changes) -> Config:
     table.to_csv(folder / "pairs.csv", index=False)
-    several = dict(
-        manifest=str(folder / "pairs.csv"), qualities=list(THREE), students=["add"], batch_size=4, flip=False
-    )
+    several = dict(qualities=list(THREE), students=["add"], batch_size=4, flip=False)
+    several |= dict(manifest=str(folder / "pairs.csv"), outside=True)
     return tiny(str(folder / "cache"), folder, **(several | changes))
 
 
