@@ -27,7 +27,10 @@ def project(points: Tensor, projections: Tensor) -> Tensor:
 
 def unproject(grad: Tensor, projections: Tensor) -> Tensor:
     """Gradient (B, N, D) for the points of :func:`project`."""
-    return grad.transpose(1, 2) @ projections.to(grad.dtype).t()
+    projections = projections.to(grad.dtype)
+    if len(projections) < 32:  # matrix products of few columns are slow, of few rows they are not
+        return (projections @ grad).transpose(1, 2).contiguous()
+    return grad.transpose(1, 2) @ projections.t()
 
 
 def project_and_sort(points: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
