@@ -62,14 +62,14 @@ def host_overhead(device: torch.device) -> list[dict[str, Any]]:
     points = features.flatten(2).mT
     calls = {
         "spectral_distance": (add_ops.spectral_distance, (features, features), ("l2", 1.0, "forward")),
-        "view_histogram": (add_ops.view_histogram, (features, views, 2), ("index",)),
+        "view_histogram": (add_ops.multi_view_attention, (features, views, 2), ("index",)),
         "project_and_sort": (add_ops.project_and_sort, (points, theta), ()),
     }
     found = []
     for name, (public, args, more) in calls.items():
         kernels = _dispatch._kernels[name, backend][0]
         ways = {
-            "dispatcher": lambda f=public, a=args: f(*a),
+            "public function": lambda f=public, a=args: f(*a),
             "kernels alone": lambda f=kernels, a=(*args, *more): f(*a),
         }
         for setting, run in ways.items():
