@@ -47,6 +47,8 @@ def not_on_gpu(*args: Any) -> str | None:
     types = {device.type for device in devices}
     if not types <= {"cpu" if INTERPRETED else "cuda"}:
         return f"it runs on CUDA tensors, and a tensor is on {sorted(types - {'cuda'} or types)[0]}"
+    if len(devices) > 1:
+        return f"it runs on tensors of one device, and these are on {' and '.join(sorted(map(str, devices)))}"
     for device in devices:
         if (found := limits(device)[0]) < OLDEST:
             return f"it needs a GPU of compute capability {OLDEST / 10}, and {device} has {found / 10}"

@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import TOLERANCE, relative_error
+from torch._subclasses import FakeTensorMode
 
 import add_ops
 from add_ops.multi_view.reference import view_bins
 
 if add_ops.backends()["triton"] != "available":
     pytest.skip(add_ops.backends()["triton"], allow_module_level=True)
+
+from add_ops import _triton
+from add_ops.sliced_wasserstein.triton_kernels import sliced_scatter_kernel
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -163,6 +167,28 @@ def test_sets_that_are_sorted_a_few_samples_at_a_time(samples, monkeypatch):
     values, order = add_ops.project_and_sort(x, theta)
     expected = (x @ theta).mT.sort(dim=2, stable=True)
     assert torch.equal(values, expected.values) and torch.equal(order, expected.indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
+def test_a_place_outside_of_its_row_is_not_written_to(dtype):
+    """A GPU is not waited for to refuse it, as the CPU does: the value is left out, and all others are in place."""
+    memory, order = torch.full((5, 5), -7.0, device=DEVICE), torch.arange(5, device=DEVICE, dtype=dtype).repeat(3, 1)
+    order[0, 1], order[1, 3], order[2, 0], order[2, 4] = -1, 5, -(2**15), 2**15 - 1
+    values = torch.arange(1.0, 16, device=DEVICE).view(3, 5)
+    _triton.launch(sliced_scatter_kernel, (1,), values, order, memory[1:4], 3, 5, BLOCK_R=4, BLOCK_N=8)
+    assert torch.equal(memory[1:4], values.where((order >= 0) & (order < 5), -7)) and bool((memory[::4] == -7).all())
+
+
+def test_tensors_of_two_devices_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(_triton, "unavailable", lambda: None)
+    monkeypatch.setattr(_triton, "limits", lambda device: (90, 227 * 1024))
+    with FakeTensorMode():
+        one, other, third = (torch.empty(2, device=name) for name in ("cuda:1", "cuda:0", "cpu"))
+    expected = "it runs on tensors of one device, and these are on cuda:0 and cuda:1"
+    assert _triton.not_on_gpu(one, other, 3) == expected
+    assert _triton.not_on_gpu(one, third) == "it runs on CUDA tensors, and a tensor is on cpu"
+    assert _triton.not_on_gpu(one, one, 3) is None
 
 
 @pytest.mark.parametrize("points", [60, 300])

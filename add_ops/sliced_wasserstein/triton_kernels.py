@@ -123,7 +123,7 @@ def sliced_sort_kernel(
 @triton.jit
 def sliced_scatter_kernel(
     values_ptr,  # (R, N) contiguous, float32
-    order_ptr,  # (R, N) contiguous, a permutation of 0 … N-1 in each row
+    order_ptr,  # (R, N) contiguous, a permutation of 0 … N-1 in each row; a value whose place is outside is left out
     out_ptr,  # (R, N) contiguous, float32
     rows, columns,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -136,7 +136,8 @@ def sliced_scatter_kernel(
     mask = (row < rows) & (column < columns)
     first = row * columns
     order = tl.load(order_ptr + first + column, mask, 0).to(tl.int64)
-    tl.store(out_ptr + first + order, tl.load(values_ptr + first + column, mask, 0), mask)
+    values = tl.load(values_ptr + first + column, mask, 0)
+    tl.store(out_ptr + first + order, values, mask & (order >= 0) & (order < columns))
 
 
 def _project(matrix: Tensor, x: Tensor, out: Tensor) -> None:
