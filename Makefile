@@ -1,4 +1,4 @@
-# make train   run the main job on the embedded set           make lint   ruff, the pinned version
+# make train   run the main job on the embedded set           make lint   ruff and clang-format, the pinned versions
 # make test    run the tests                                  make bench  the table of speeds against plain PyTorch
 # make test-slow   those that take minutes and rarely break: the Triton kernels compiled for GPUs that are not here
 # make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
@@ -39,6 +39,7 @@ test-slow: .venv/test $(OLDEST_TRITON)
 lint: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror csrc/*
 
 bench: .venv/bench
 	.venv/bin/python -m benchmarks

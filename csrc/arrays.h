@@ -18,12 +18,14 @@ enum class Dtype { float32, float64, float16, bfloat16, int16, int32, other };
 inline Dtype dtype_of(const py::array& array) {
   const char kind = array.dtype().kind();
   const auto size = array.itemsize();
-  if (kind == 'f') return size == 4 ? Dtype::float32 : size == 8 ? Dtype::float64 : size == 2 ? Dtype::float16 : Dtype::other;
+  if (kind == 'f')
+    return size == 4 ? Dtype::float32 : size == 8 ? Dtype::float64 : size == 2 ? Dtype::float16 : Dtype::other;
   if (kind == 'i') return size == 2 ? Dtype::int16 : size == 4 ? Dtype::int32 : Dtype::other;
   return kind == 'u' && size == 2 ? Dtype::bfloat16 : Dtype::other;
 }
 
-inline void require_dtype(const py::array& array, const char* name, std::initializer_list<Dtype> allowed, const char* expected) {
+inline void require_dtype(const py::array& array, const char* name, std::initializer_list<Dtype> allowed,
+                          const char* expected) {
   for (Dtype dtype : allowed)
     if (dtype_of(array) == dtype) return;
   throw py::type_error(std::string(name) + ": expected " + expected + ", got " +
@@ -33,11 +35,13 @@ inline void require_dtype(const py::array& array, const char* name, std::initial
 // An entry of -1 in `shape` accepts any length.
 inline void require_shape(const py::array& array, const char* name, const std::vector<py::ssize_t>& shape) {
   bool good = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (size_t i = 0; good && i < shape.size(); ++i) good = shape[i] == -1 || shape[i] == array.shape(static_cast<py::ssize_t>(i));
+  for (size_t i = 0; good && i < shape.size(); ++i)
+    good = shape[i] == -1 || shape[i] == array.shape(static_cast<py::ssize_t>(i));
   if (good) return;
   const auto text = [](const py::ssize_t* lengths, size_t count) {
     std::string out = "(";
-    for (size_t i = 0; i < count; ++i) out += (i ? ", " : "") + (lengths[i] < 0 ? std::string("*") : std::to_string(lengths[i]));
+    for (size_t i = 0; i < count; ++i)
+      out += (i ? ", " : "") + (lengths[i] < 0 ? std::string("*") : std::to_string(lengths[i]));
     return out + ")";
   };
   throw py::value_error(std::string(name) + ": expected shape " + text(shape.data(), shape.size()) + ", got " +
@@ -51,7 +55,8 @@ inline void require_aligned(const py::array& array, const char* name) {
 
 inline void require_contiguous(const py::array& array, const char* name) {
   require_aligned(array, name);
-  if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + ": expected a C-contiguous array");
+  if (!(array.flags() & py::array::c_style))
+    throw py::value_error(std::string(name) + ": expected a C-contiguous array");
 }
 
 inline void require_writeable(const py::array& array, const char* name) {
@@ -67,7 +72,8 @@ bool all_inside(const Index* places, int64_t count) {
 }
 
 [[noreturn]] inline void throw_outside(const char* name, int64_t count) {
-  throw py::value_error(std::string(name) + ": expected a permutation of 0 to " + std::to_string(count - 1) + " in each row");
+  throw py::value_error(std::string(name) + ": expected a permutation of 0 to " + std::to_string(count - 1) +
+                        " in each row");
 }
 
 }  // namespace add_ops

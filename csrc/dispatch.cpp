@@ -23,13 +23,10 @@ static bool runs_here(Isa isa) {
   return isa == Isa::baseline;
 }
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
 Isa active_isa() {
-  static const Isa best =
-      runs_here(Isa::avx512) ? Isa::avx512 : runs_here(Isa::avx2) ? Isa::avx2 : Isa::baseline;
+  static const Isa best = runs_here(Isa::avx512) ? Isa::avx512 : runs_here(Isa::avx2) ? Isa::avx2 : Isa::baseline;
   const char* word = std::getenv("ADD_OPS_CPU_CAPABILITY");
   if (word == nullptr || *word == '\0') return best;
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
@@ -38,7 +35,8 @@ Isa active_isa() {
     throw std::invalid_argument("ADD_OPS_CPU_CAPABILITY=" + std::string(word) +
                                 ": this processor or build cannot run it; the best here is " + isa_name(best));
   }
-  throw std::invalid_argument("ADD_OPS_CPU_CAPABILITY: expected baseline, avx2 or avx512, got '" + std::string(word) + "'");
+  throw std::invalid_argument("ADD_OPS_CPU_CAPABILITY: expected baseline, avx2 or avx512, got '" + std::string(word) +
+                              "'");
 }
 
 }  // namespace add_ops

@@ -13,9 +13,9 @@
 
 namespace add_ops {
 
-// Calls body(item, worker) once for every item in [0, count); worker is in [0, threads) and names private scratch memory.
-// The caller cuts its work into items without looking at `threads`, and no two items write the same memory: so results
-// are the same, bit for bit, for every number of threads. The body must not throw; allocate before the call.
+// Calls body(item, worker) once for every item in [0, count); worker is in [0, threads) and names private scratch
+// memory. The caller cuts its work into items without looking at `threads`, and no two items write the same memory: so
+// results are the same, bit for bit, for every number of threads. The body must not throw; allocate before the call.
 template <typename Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
 #ifdef _OPENMP
@@ -30,7 +30,8 @@ void parallel_for(int64_t count, int threads, const Body& body) {
     std::vector<std::thread> workers;
     for (int64_t worker = 0; worker < most; ++worker)
       workers.emplace_back([=, &body] {
-        for (int64_t item = count * worker / most; item < count * (worker + 1) / most; ++item) body(item, static_cast<int>(worker));
+        for (int64_t item = count * worker / most; item < count * (worker + 1) / most; ++item)
+          body(item, static_cast<int>(worker));
       });
     for (std::thread& worker : workers) worker.join();
     return;

@@ -27,8 +27,9 @@ void require_index(const py::array& index, const py::array& values) {
   require_contiguous(index, "index");
   const int64_t most = dtype_of(index) == Dtype::int16 ? int64_t{1} << 15 : std::numeric_limits<int32_t>::max();
   if (values.shape(1) > most)
-    throw py::value_error("index: expected int32 for rows of more than 32768 values (at most 2147483647), got rows of " +
-                          std::to_string(values.shape(1)));
+    throw py::value_error(
+        "index: expected int32 for rows of more than 32768 values (at most 2147483647), got rows of " +
+        std::to_string(values.shape(1)));
 }
 
 void sort_with_index(py::array values, py::array index, int threads) {
@@ -46,8 +47,8 @@ void sort_with_index(py::array values, py::array index, int threads) {
   const int64_t step = together * std::max<int64_t>(1, kItemValues / n / together);
   parallel_for((rows + step - 1) / step, workers, [&](int64_t item, int worker) {
     const int64_t first = item * step, at = first * n;
-    sort(wide, short_index, std::min(step, rows - first), n, data + at * (wide ? 8 : 4), places + at * (short_index ? 2 : 4),
-         scratch.get() + worker * sort_scratch(n, wide));
+    sort(wide, short_index, std::min(step, rows - first), n, data + at * (wide ? 8 : 4),
+         places + at * (short_index ? 2 : 4), scratch.get() + worker * sort_scratch(n, wide));
   });
 }
 
@@ -84,7 +85,8 @@ void scatter_by_index(const py::array& grad, const py::array& index, py::array o
   const auto scatter = [&](auto zero) {
     using Float = decltype(zero);
     const Float* source = static_cast<const Float*>(from);
-    if (short_index) return scatter_rows(rows, n, source, static_cast<const int16_t*>(places), static_cast<Float*>(to), threads);
+    if (short_index)
+      return scatter_rows(rows, n, source, static_cast<const int16_t*>(places), static_cast<Float*>(to), threads);
     return scatter_rows(rows, n, source, static_cast<const int32_t*>(places), static_cast<Float*>(to), threads);
   };
   if (!(wide ? scatter(double{}) : scatter(float{}))) throw_outside("permutation", n);
@@ -96,7 +98,7 @@ void bind_project_and_sort(py::module_& m) {
   m.def("sort_with_index", &sort_with_index, py::arg("values"), py::arg("index"), py::arg("threads"),
         "Sorts each row of values (rows, N) in place, NaN last; index (rows, N) = the stable permutation.");
   m.def("scatter_by_index", &scatter_by_index, py::arg("grad"), py::arg("index"), py::arg("out"), py::arg("threads"),
-        "out[row, index[row, i]] = grad[row, i], for a permutation in each row of the index; places outside are refused.");
+        "out[row, index[row, i]] = grad[row, i], for a permutation in each row of the index; others are refused.");
 }
 
 }  // namespace add_ops

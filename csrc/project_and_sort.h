@@ -25,7 +25,8 @@ constexpr int64_t sort_scratch(int64_t n, bool wide) {
 }
 
 // Sorts `count` rows of n values in place, ascending, NaN last, ties by place; index receives int16 or int32 places.
-ADD_OPS_DECLARE_KERNEL(void, sort_rows, (bool wide, bool short_index, int64_t count, int64_t n, void* values, void* index,
-                                         void* scratch))
+ADD_OPS_DECLARE_KERNEL(void, sort_rows,
+                       (bool wide, bool short_index, int64_t count, int64_t n, void* values, void* index,
+                        void* scratch))
 
 }  // namespace add_ops

@@ -14,14 +14,14 @@ constexpr int kRankSort = 128;  // up to so many values, counting the smaller on
 
 constexpr int kWideDigits = 2048;  // from so many values on, fewer and wider digits win over smaller tables
 
-template <typename Float> struct KeyOf;
-template <> struct KeyOf<float> { using type = uint32_t; };
-template <> struct KeyOf<double> { using type = uint64_t; };
-
-// Floats in order are unsigned integers in order once negative ones are inverted. -0 becomes +0 and every NaN the largest key.
 template <typename Float>
-inline typename KeyOf<Float>::type to_key(Float value) {
-  using Key = typename KeyOf<Float>::type;
+using KeyOf = std::conditional_t<sizeof(Float) == 8, uint64_t, uint32_t>;
+
+// Floats in order are unsigned integers in order once negative ones are inverted. -0 becomes +0, and every NaN the
+// largest key.
+template <typename Float>
+inline KeyOf<Float> to_key(Float value) {
+  using Key = KeyOf<Float>;
   constexpr Key sign = Key{1} << (8 * sizeof(Key) - 1);
   const Float positive_zero = value + Float{0};
   Key bits;
@@ -31,8 +31,8 @@ inline typename KeyOf<Float>::type to_key(Float value) {
 }
 
 template <typename Float>
-inline Float from_key(typename KeyOf<Float>::type key) {
-  using Key = typename KeyOf<Float>::type;
+inline Float from_key(KeyOf<Float> key) {
+  using Key = KeyOf<Float>;
   constexpr Key sign = Key{1} << (8 * sizeof(Key) - 1);
   const Key bits = key & sign ? key & ~sign : ~key;
   Float value;
@@ -43,7 +43,7 @@ inline Float from_key(typename KeyOf<Float>::type key) {
 // Each value's place in the sorted row is the number of smaller ones. False, with nothing changed, if two are equal.
 template <typename Float, typename Index>
 bool rank_sort(int n, Float* values, Index* index) {
-  using Key = typename KeyOf<Float>::type;
+  using Key = KeyOf<Float>;
   using Order = std::make_signed_t<Key>;  // signed comparison is the one that vector units have
   constexpr Key flip = Key{1} << (8 * sizeof(Key) - 1);
   Order keys[kRankSort], rank[kRankSort] = {};
@@ -66,9 +66,8 @@ bool rank_sort(int n, Float* values, Index* index) {
 
 // Least significant digit first; a digit that all keys share is skipped.
 template <int Bits, typename Float, typename Index>
-void radix_sort(int64_t n, Float* values, Index* index, Keyed<typename KeyOf<Float>::type>* from,
-                Keyed<typename KeyOf<Float>::type>* to) {
-  using Key = typename KeyOf<Float>::type;
+void radix_sort(int64_t n, Float* values, Index* index, Keyed<KeyOf<Float>>* from, Keyed<KeyOf<Float>>* to) {
+  using Key = KeyOf<Float>;
   constexpr int digits = (8 * sizeof(Key) + Bits - 1) / Bits, size = 1 << Bits;
   int32_t count[digits][size] = {};
   for (int64_t i = 0; i < n; ++i) {
@@ -104,7 +103,8 @@ constexpr int kNetwork = 256;
 #else
 constexpr int kNetwork = 0;  // no comparison of 64-bit integers
 #endif
-using Packed = Vec<int64_t>;  // of as many rows: a float's key above its place, all different, so that any sort is stable
+// Of as many rows: a float's key above its place, all different, so that any sort is stable.
+using Packed = Vec<int64_t>;
 constexpr int kRows = lanes<int64_t>;
 using Floats = Vector<float, kRows>;
 using Keys = Vector<int32_t, kRows>;
@@ -127,8 +127,8 @@ ADD_OPS_INLINE void unpack(const Packed& packed, float* values, Index* index) {
   store(index, __builtin_convertvector(packed & 0x7fffffff, Vector<Index, kRows>));
 }
 
-// Batcher's merge exchange for any n (Knuth, The Art of Computer Programming, 5.2.2 M): rows side by side in the lanes, so
-// that every comparison serves all of them.
+// Batcher's merge exchange for any n (Knuth, The Art of Computer Programming, 5.2.2 M): rows side by side in the lanes,
+// so that every comparison serves all of them.
 void merge_exchange(int64_t n, char* columns) {
   constexpr int64_t size = sizeof(Packed);
   int64_t top = 1;
@@ -168,7 +168,8 @@ void network_sort(int64_t n, int missing, float* values, Index* index, char* scr
   merge_exchange(n, columns);
   for (int64_t first = 0; first < n; first += kRows) {
     Packed square[kRows];
-    for (int column = 0; column < kRows; ++column) square[column] = load<Packed>(columns + (first + column) * sizeof(Packed));
+    for (int column = 0; column < kRows; ++column)
+      square[column] = load<Packed>(columns + (first + column) * sizeof(Packed));
     transpose<int64_t>(square);
     for (int row = 0; row < rows; ++row) {
       if (first + kRows <= n) {
@@ -190,7 +191,7 @@ void sort_all(int64_t count, int64_t n, Float* values, Index* index, void* scrat
       network_sort(n, missing, values, index, static_cast<char*>(scratch));
       if ((count -= kRows) <= 0) return;
     }
-  auto* keyed = static_cast<Keyed<typename KeyOf<Float>::type>*>(scratch);
+  auto* keyed = static_cast<Keyed<KeyOf<Float>>*>(scratch);
   for (int64_t row = 0; row < count; ++row, values += n, index += n) {
     if (n <= kRankSort && rank_sort(static_cast<int>(n), values, index)) continue;
     if (n < kWideDigits)
@@ -203,7 +204,8 @@ void sort_all(int64_t count, int64_t n, Float* values, Index* index, void* scrat
 }  // namespace
 
 void sort_rows(bool wide, bool short_index, int64_t count, int64_t n, void* values, void* index, void* scratch) {
-  if (wide && short_index) return sort_all(count, n, static_cast<double*>(values), static_cast<int16_t*>(index), scratch);
+  if (wide && short_index)
+    return sort_all(count, n, static_cast<double*>(values), static_cast<int16_t*>(index), scratch);
   if (wide) return sort_all(count, n, static_cast<double*>(values), static_cast<int32_t*>(index), scratch);
   if (short_index) return sort_all(count, n, static_cast<float*>(values), static_cast<int16_t*>(index), scratch);
   sort_all(count, n, static_cast<float*>(values), static_cast<int32_t*>(index), scratch);

@@ -56,7 +56,8 @@ struct Side {
   bool can_order(int64_t index) const {
     if (weights == nullptr) return true;  // the order is not read
     const void* places = order_of(index);
-    return short_order ? all_inside(static_cast<const int16_t*>(places), n) : all_inside(static_cast<const int32_t*>(places), n);
+    return short_order ? all_inside(static_cast<const int16_t*>(places), n)
+                       : all_inside(static_cast<const int32_t*>(places), n);
   }
 };
 
@@ -97,10 +98,22 @@ void for_rows(Side& x, Side& y, double p, int threads, bool with_sums, const Bod
       if (!x.can_order(at)) x_good = false;
       if (!y.can_order(at)) y_good = false;
       if (!x_good || !y_good) return;
-      QuantileRow row{x.wide, merged, x.short_order, y.short_order, x.n, y.n, x.row(at), y.row(at), x.order_of(at),
-                      y.order_of(at), x.weights_of(at), y.weights_of(at),
-                      x.weights ? own.x_levels.data() : x.levels.data(), y.weights ? own.y_levels.data() : y.levels.data(),
-                      merged ? steps : Steps{0, own.x.data(), own.y.data(), own.width.data()}, p};
+      QuantileRow row{x.wide,
+                      merged,
+                      x.short_order,
+                      y.short_order,
+                      x.n,
+                      y.n,
+                      x.row(at),
+                      y.row(at),
+                      x.order_of(at),
+                      y.order_of(at),
+                      x.weights_of(at),
+                      y.weights_of(at),
+                      x.weights ? own.x_levels.data() : x.levels.data(),
+                      y.weights ? own.y_levels.data() : y.levels.data(),
+                      merged ? steps : Steps{0, own.x.data(), own.y.data(), own.width.data()},
+                      p};
       body(at, &row, own.sums.data());
     }
   });
@@ -161,7 +174,8 @@ void backward(const py::array& grad, const py::array& x, const py::array& y, con
 }  // namespace
 
 void bind_quantile_distance(py::module_& m) {
-  const char* sides = " x (rows, N) and y (rows, M) ascend; their orders are those of sort_with_index, weights (samples, N) or None.";
+  const char* sides =
+      " x (rows, N) and y (rows, M) ascend; their orders are those of sort_with_index, weights (samples, N) or None.";
   m.def("quantile_distance", &forward, py::arg("x"), py::arg("y"), py::arg("x_order"), py::arg("y_order"),
         py::arg("x_weights"), py::arg("y_weights"), py::arg("p"), py::arg("out"), py::arg("threads"),
         (std::string("out[row] = W_p^p between weighted points on a line.") + sides).c_str());

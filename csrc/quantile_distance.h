@@ -17,14 +17,14 @@ struct Steps {
 // One pair of sorted rows. Where a side has no weights its levels are shared by all rows and `order` is not read; where
 // neither has, so are the steps, and `merged` says that they are there.
 struct QuantileRow {
-  bool wide, merged;            // float64 values
-  bool x_short, y_short;        // int16 orders
+  bool wide, merged;      // float64 values
+  bool x_short, y_short;  // int16 orders
   int64_t n, m;
-  const void *x, *y;            // (n), (m), ascending
+  const void *x, *y;  // (n), (m), ascending
   const void *x_order, *y_order;
   const double *x_weights, *y_weights;  // of the points, or null
-  double *x_levels, *y_levels;  // (n), (m): cumulative weights, scratch where there are weights
-  Steps steps;                  // scratch of n + m, unless merged
+  double *x_levels, *y_levels;          // (n), (m): cumulative weights, scratch where there are weights
+  Steps steps;                          // scratch of n + m, unless merged
   double p;
 };
 
@@ -35,6 +35,7 @@ ADD_OPS_DECLARE_KERNEL(void, merge_levels, (int64_t n, const double* x, int64_t 
 ADD_OPS_DECLARE_KERNEL(double, quantile_row, (QuantileRow * row))
 
 // Its gradients, times `grad`; sums is scratch of n + m.
-ADD_OPS_DECLARE_KERNEL(void, quantile_row_backward, (QuantileRow * row, double grad, double* sums, void* x_grad, void* y_grad))
+ADD_OPS_DECLARE_KERNEL(void, quantile_row_backward,
+                       (QuantileRow * row, double grad, double* sums, void* x_grad, void* y_grad))
 
 }  // namespace add_ops

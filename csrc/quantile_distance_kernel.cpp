@@ -39,9 +39,7 @@ struct Second {
 };
 struct Any {
   static double power(double gap, double p) { return __builtin_pow(magnitude(gap), p); }
-  static double slope(double gap, double p) {
-    return p * __builtin_pow(magnitude(gap), p - 1) * First::slope(gap, 1);
-  }
+  static double slope(double gap, double p) { return p * __builtin_pow(magnitude(gap), p - 1) * First::slope(gap, 1); }
 };
 
 template <typename Float, typename Power>
@@ -71,7 +69,8 @@ void spread_steps(const QuantileRow& row, double grad, double* sums, Float* x_gr
   for (int64_t i = 0; i < row.n + row.m; ++i) sums[i] = 0;
   for (int64_t t = 0; t < steps.count; ++t) {
     const int32_t i = steps.x[t], j = steps.y[t];
-    const double slope = grad * steps.width[t] * Power::slope(static_cast<double>(x[i]) - static_cast<double>(y[j]), row.p);
+    const double slope =
+        grad * steps.width[t] * Power::slope(static_cast<double>(x[i]) - static_cast<double>(y[j]), row.p);
     x_sums[i] += slope;
     y_sums[j] -= slope;
   }

@@ -141,8 +141,8 @@ ADD_OPS_INLINE void store_as(float* p, Vec<T> v) {
   std::memcpy(p, &narrow, sizeof narrow);
 }
 
-// Writes a whole vector to an aligned address around the caches, where the machine can; `fence_streams` makes such writes
-// visible to other threads.
+// Writes a whole vector to an aligned address around the caches, where the machine can; `fence_streams` makes such
+// writes visible to other threads.
 template <typename V>
 ADD_OPS_INLINE void stream(void* p, V v) {
 #ifdef __AVX512F__
@@ -216,19 +216,23 @@ ADD_OPS_INLINE void exchange(V& a, V& b) {
 template <typename T>
 ADD_OPS_INLINE void transpose(Vec<T> (&r)[lanes<T>]) {
   constexpr int n = lanes<T>, e = 16 / sizeof(T), blocks = n / e;
-  ADD_OPS_UNROLL for (int i = 0; i < n; i += 2) pick_both<T, Pick::unpack>(r[i], r[i + 1]);
+  ADD_OPS_UNROLL
+  for (int i = 0; i < n; i += 2) pick_both<T, Pick::unpack>(r[i], r[i + 1]);
   if constexpr (e == 4) {
-    ADD_OPS_UNROLL for (int i = 0; i < n; i += 4) {
+    ADD_OPS_UNROLL
+    for (int i = 0; i < n; i += 4) {
       pick_both<T, Pick::half>(r[i], r[i + 2]);
       pick_both<T, Pick::half>(r[i + 1], r[i + 3]);
       exchange(r[i + 1], r[i + 2]);
     }
   }
   if constexpr (blocks == 2) {
-    ADD_OPS_UNROLL for (int i = 0; i < e; ++i) pick_both<T, Pick::vector_half>(r[i], r[i + e]);
+    ADD_OPS_UNROLL
+    for (int i = 0; i < e; ++i) pick_both<T, Pick::vector_half>(r[i], r[i + e]);
   }
   if constexpr (blocks == 4) {
-    ADD_OPS_UNROLL for (int i = 0; i < e; ++i) {
+    ADD_OPS_UNROLL
+    for (int i = 0; i < e; ++i) {
       pick_both<T, Pick::vector_half>(r[i], r[i + e]);
       pick_both<T, Pick::vector_half>(r[i + 2 * e], r[i + 3 * e]);
       pick_both<T, Pick::block>(r[i], r[i + 2 * e]);

@@ -1,4 +1,4 @@
-// spectral_distance: m[b, u, v] = mean over channels of a distance between the DFTs of two feature maps, and its gradient.
+// spectral_distance: the mean over channels of a distance between the DFTs of two feature maps, and its gradient.
 #include "spectral_distance.h"
 
 #include <pybind11/pybind11.h>
@@ -24,7 +24,7 @@ struct Shape {
   int height, width;
   int64_t half() const { return int64_t(width / 2 + 1) * height; }
   int64_t pixels() const { return int64_t(height) * width; }
-  // Channels that one thread sums before it writes float64 partial sums: a matter of the shape alone, not of the threads.
+  // Channels that one thread sums before it writes float64 partial sums: a matter of the shape, not of the threads.
   int64_t chunk() const { return std::min<int64_t>(512, std::max<int64_t>(32, batch * channels / 1024 * 32)); }
   int64_t chunks() const { return (channels + chunk() - 1) / chunk(); }
   int64_t chunk_size(int64_t i) const { return std::min(chunk(), channels - i * chunk()); }
@@ -39,7 +39,8 @@ struct Shape {
 
 class Workspaces {
  public:
-  Workspaces(size_t bytes, int count) : bytes_((bytes + 63) / 64 * 64), memory_(std::aligned_alloc(64, bytes_ * count), std::free) {
+  Workspaces(size_t bytes, int count)
+      : bytes_((bytes + 63) / 64 * 64), memory_(std::aligned_alloc(64, bytes_ * count), std::free) {
     if (!memory_) throw std::bad_alloc();
   }
   void* operator[](int worker) const { return static_cast<char*>(memory_.get()) + bytes_ * worker; }
@@ -112,20 +113,23 @@ struct Call {
   double scale, sigma;
 };
 
-Call prepare(const py::array& student, const py::array& teacher, int distance, double sigma, double scale, int threads) {
+Call prepare(const py::array& student, const py::array& teacher, int distance, double sigma, double scale,
+             int threads) {
   require_dtype(student, "student", {Dtype::float32, Dtype::float64, Dtype::float16, Dtype::bfloat16},
                 "float32, float64, float16 or bfloat16 (as uint16)");
   require_shape(student, "student", {-1, -1, -1, -1});
   require_dtype(teacher, "teacher", {dtype_of(student)}, "the dtype of student");
   require_shape(teacher, "teacher", {student.shape(0), student.shape(1), student.shape(2), student.shape(3)});
-  if (distance < 0 || distance > 2) throw py::value_error("distance: expected 0 (l2), 1 (cosine) or 2 (gaussian), got " + std::to_string(distance));
+  if (distance < 0 || distance > 2)
+    throw py::value_error("distance: expected 0 (l2), 1 (cosine) or 2 (gaussian), got " + std::to_string(distance));
   if (!(sigma > 0)) throw py::value_error("sigma: expected a positive number, got " + std::to_string(sigma));
   if (threads < 1) throw py::value_error("threads: expected at least 1, got " + std::to_string(threads));
   constexpr int64_t most = int64_t(1) << 24;
   if (student.shape(2) > most || student.shape(3) > most || student.shape(2) * student.shape(3) > most)
     throw py::value_error("student: expected height times width of at most 2**24");
   Call call{};
-  call.shape = {student.shape(0), student.shape(1), static_cast<int>(student.shape(2)), static_cast<int>(student.shape(3))};
+  call.shape = {student.shape(0), student.shape(1), static_cast<int>(student.shape(2)),
+                static_cast<int>(student.shape(3))};
   SpectralTask& task = call.task;
   task.distance = static_cast<Distance>(distance);
   switch (dtype_of(student)) {
@@ -213,15 +217,18 @@ void spectral_distance_backward(const py::array& grad, const py::array& student,
 }  // namespace
 
 void bind_spectral_distance(py::module_& m) {
-  m.def("spectral_distance", &spectral_distance, py::arg("student"), py::arg("teacher"), py::arg("distance"), py::arg("sigma"),
-        py::arg("scale"), py::arg("out"), py::arg("threads"),
-        "Writes into out (B, H, W) the channel mean of the distance (0 l2, 1 cosine, 2 gaussian) between scale·DFT of student\n"
-        "and of teacher, both (B, C, H, W) with any strides. float32, float64, float16, or bfloat16 as uint16; out is float32 or\n"
-        "float64, and float64 for float64. Returns whether all of out is finite: sums are in the dtype of the features, unscaled.");
-  m.def("spectral_distance_backward", &spectral_distance_backward, py::arg("grad"), py::arg("student"), py::arg("teacher"),
-        py::arg("distance"), py::arg("sigma"), py::arg("scale"), py::arg("out"), py::arg("threads"),
-        "Writes into out the gradient with respect to student of the map that spectral_distance returns, for the upstream\n"
-        "gradient grad (B, H, W), of a dtype that out might have there. By symmetry, exchanging student and teacher gives the teacher's.");
+  m.def(
+      "spectral_distance", &spectral_distance, py::arg("student"), py::arg("teacher"), py::arg("distance"),
+      py::arg("sigma"), py::arg("scale"), py::arg("out"), py::arg("threads"),
+      "Writes into out (B, H, W) the channel mean of the distance (0 l2, 1 cosine, 2 gaussian) between scale·DFT of\n"
+      "student and of teacher, both (B, C, H, W) with any strides. float32, float64, float16, or bfloat16 as uint16;\n"
+      "out is float32 or float64, and float64 for float64. Returns whether all of out is finite: sums are in the\n"
+      "dtype of the features, unscaled.");
+  m.def("spectral_distance_backward", &spectral_distance_backward, py::arg("grad"), py::arg("student"),
+        py::arg("teacher"), py::arg("distance"), py::arg("sigma"), py::arg("scale"), py::arg("out"), py::arg("threads"),
+        "Writes into out the gradient with respect to student of the map that spectral_distance returns, for the\n"
+        "upstream gradient grad (B, H, W), of a dtype that out might have there. By symmetry, exchanging student and\n"
+        "teacher gives the teacher's.");
 }
 
 }  // namespace add_ops

@@ -2,8 +2,8 @@
 // is scalar code on vectors. Plans (which radices, where things stand) come from spectral_distance_plan.h.
 #pragma once
 
-#include "spectral_distance.h"
 #include "simd.h"
+#include "spectral_distance.h"
 
 namespace add_ops {
 namespace ADD_OPS_ISA {
@@ -36,15 +36,16 @@ constexpr double roots<5>[] = {0.30901699437494742410, -0.80901699437494742410, 
                                0.58778525229247312917};
 template <>
 constexpr double roots<7>[] = {0.62348980185873353053, -0.22252093395631440429, -0.90096886790241912624,
-                               0.78183148246802980871, 0.97492791218182360702, 0.43388373911755812048};
+                               0.78183148246802980871, 0.97492791218182360702,  0.43388373911755812048};
 template <>
-constexpr double roots<8>[] = {0.70710678118654752440, 0.0, -0.70710678118654752440, 0.70710678118654752440, 1.0,
-                               0.70710678118654752440};
+constexpr double roots<8>[] = {0.70710678118654752440, 0.0, -0.70710678118654752440,
+                               0.70710678118654752440, 1.0, 0.70710678118654752440};
 template <>
-constexpr double roots<16>[] = {0.92387953251128675613,  0.70710678118654752440,  0.38268343236508977173, 0.0,
-                                -0.38268343236508977173, -0.70710678118654752440, -0.92387953251128675613,
-                                0.38268343236508977173,  0.70710678118654752440,  0.92387953251128675613, 1.0,
-                                0.92387953251128675613,  0.70710678118654752440,  0.38268343236508977173};
+constexpr double roots<16>[] = {0.92387953251128675613,  0.70710678118654752440,  0.38268343236508977173,
+                                0.00000000000000000000,  -0.38268343236508977173, -0.70710678118654752440,
+                                -0.92387953251128675613, 0.38268343236508977173,  0.70710678118654752440,
+                                0.92387953251128675613,  1.00000000000000000000,  0.92387953251128675613,
+                                0.70710678118654752440,  0.38268343236508977173};
 
 // The DFT of R points in registers, natural order. Odd R: with s_j = x_j + x_{R-j} and d_j = x_j - x_{R-j},
 // X_{±k} = x_0 + Σ_j s_j·cos(2πjk/R) ∓ i·Σ_j d_j·sin(2πjk/R). Even R: two halves and one radix-2 step.
@@ -59,10 +60,12 @@ ADD_OPS_INLINE void codelet(Complex<T> (&x)[R]) {
     x[1] = {b.re + d.im, b.im - d.re}, x[3] = {b.re - d.im, b.im + d.re};
   } else if constexpr (R % 2 == 0) {
     Complex<T> even[R / 2], odd[R / 2];
-    ADD_OPS_UNROLL for (int j = 0; j < R / 2; ++j) even[j] = x[2 * j], odd[j] = x[2 * j + 1];
+    ADD_OPS_UNROLL
+    for (int j = 0; j < R / 2; ++j) even[j] = x[2 * j], odd[j] = x[2 * j + 1];
     codelet<T, R / 2>(even);
     codelet<T, R / 2>(odd);
-    ADD_OPS_UNROLL for (int k = 0; k < R / 2; ++k) {
+    ADD_OPS_UNROLL
+    for (int k = 0; k < R / 2; ++k) {
       if (k == R / 4)
         odd[k] = {odd[k].im, -odd[k].re};
       else if (k > 0)
@@ -73,15 +76,19 @@ ADD_OPS_INLINE void codelet(Complex<T> (&x)[R]) {
     constexpr int half = R / 2;
     const Complex<T> x0 = x[0];
     Complex<T> s[half], d[half];
-    ADD_OPS_UNROLL for (int j = 0; j < half; ++j) {
+    ADD_OPS_UNROLL
+    for (int j = 0; j < half; ++j) {
       s[j] = x[j + 1] + x[R - 1 - j], d[j] = x[j + 1] - x[R - 1 - j];
       x[0] = x[0] + s[j];
     }
-    ADD_OPS_UNROLL for (int k = 1; k <= half; ++k) {
+    ADD_OPS_UNROLL
+    for (int k = 1; k <= half; ++k) {
       Complex<T> a = x0, b = {};
-      ADD_OPS_UNROLL for (int j = 1; j <= half; ++j) {
+      ADD_OPS_UNROLL
+      for (int j = 1; j <= half; ++j) {
         const int turn = j * k % R, near = turn > half ? R - turn : turn;
-        const T cosine = T(roots<R>[near - 1]), sine = T(turn > half ? -roots<R>[half + near - 1] : roots<R>[half + near - 1]);
+        const T cosine = T(roots<R>[near - 1]),
+                sine = T(turn > half ? -roots<R>[half + near - 1] : roots<R>[half + near - 1]);
         a.re += s[j - 1].re * cosine, a.im += s[j - 1].im * cosine;
         b.re += d[j - 1].re * sine, b.im += d[j - 1].im * sine;
       }
@@ -91,7 +98,8 @@ ADD_OPS_INLINE void codelet(Complex<T> (&x)[R]) {
 }
 
 // The inverse transform is the transposed network (stages backwards, twiddles before the butterflies) on numbers whose
-// real and imaginary parts have changed places; it takes the order that the forward transform leaves to the one it takes.
+// real and imaginary parts have changed places. It takes the order that the forward transform leaves, and leaves the
+// one that it takes.
 template <bool inverse, typename T>
 ADD_OPS_INLINE Complex<T> fetch(const Complex<T>& from) {
   return {inverse ? from.im : from.re, inverse ? from.re : from.im};
@@ -106,12 +114,14 @@ template <typename T, int R, bool inverse, bool twiddled>
 void butterflies(Complex<T>* at, int64_t apart, int count, int64_t next, const T* twiddle, int64_t next_twiddle) {
   for (int i = 0; i < count; ++i, at += next, twiddle += next_twiddle) {
     Complex<T> x[R];
-    ADD_OPS_UNROLL for (int q = 0; q < R; ++q) {
+    ADD_OPS_UNROLL
+    for (int q = 0; q < R; ++q) {
       x[q] = fetch<inverse>(at[q * apart]);
       if (inverse && twiddled && q > 0) x[q] = times<T>(x[q], twiddle[2 * q - 2], twiddle[2 * q - 1]);
     }
     codelet<T, R>(x);
-    ADD_OPS_UNROLL for (int q = 0; q < R; ++q) {
+    ADD_OPS_UNROLL
+    for (int q = 0; q < R; ++q) {
       if (!inverse && twiddled && q > 0) x[q] = times<T>(x[q], twiddle[2 * q - 2], twiddle[2 * q - 1]);
       put<inverse>(at[q * apart], x[q]);
     }
@@ -138,7 +148,8 @@ void codelet_stage(const Stage<T>& stage, Complex<T>* line, int64_t step, int li
 template <typename T, int rows>
 ADD_OPS_INLINE void multiply(const T* matrix, int half, const Complex<T>* x, Complex<T> (&sums)[rows]) {
   for (int j = 0; j < half; ++j) {
-    ADD_OPS_UNROLL for (int k = 0; k < rows; ++k) {
+    ADD_OPS_UNROLL
+    for (int k = 0; k < rows; ++k) {
       const T factor = matrix[k * half + j];
       sums[k].re += x[j].re * factor, sums[k].im += x[j].im * factor;
     }
@@ -175,7 +186,8 @@ void matrix_stage(const Stage<T>& stage, Complex<T>* line, int64_t step, Complex
         constexpr int rows = sizeof(a) / sizeof(a[0]);
         multiply<T, rows>(stage.matrix + int64_t(first) * half, half, s, a);
         multiply<T, rows>(stage.matrix + int64_t(first + half) * half, half, d, b);
-        ADD_OPS_UNROLL for (int k = 0; k < rows; ++k) {
+        ADD_OPS_UNROLL
+        for (int k = 0; k < rows; ++k) {
           set(first + k + 1, {a[k].re + b[k].im, a[k].im - b[k].re});
           set(radix - 1 - first - k, {a[k].re - b[k].im, a[k].im + b[k].re});
         }
@@ -197,8 +209,8 @@ void matrix_stage(const Stage<T>& stage, Complex<T>* line, int64_t step, Complex
   }
 }
 
-// Transforms `lines` lines that stand `next` slots apart, the points of a line `step` slots apart. `scratch` holds as many
-// numbers as the axis is long.
+// Transforms `lines` lines that stand `next` slots apart, the points of a line `step` slots apart. `scratch` holds as
+// many numbers as the axis is long.
 template <bool inverse, typename T>
 void transform(const Axis<T>& axis, Complex<T>* line, int64_t step, int lines, int64_t next, Complex<T>* scratch) {
   for (int index = 0; index < axis.stages; ++index) {
@@ -211,7 +223,8 @@ void transform(const Axis<T>& axis, Complex<T>* line, int64_t step, int lines, i
       case 7: codelet_stage<T, inverse, 7>(stage, line, step, lines, next); break;
       case 8: codelet_stage<T, inverse, 8>(stage, line, step, lines, next); break;
       case 16: codelet_stage<T, inverse, 16>(stage, line, step, lines, next); break;
-      default: for (int i = 0; i < lines; ++i) matrix_stage<T, inverse>(stage, line + i * next, step, scratch);
+      default:
+        for (int i = 0; i < lines; ++i) matrix_stage<T, inverse>(stage, line + i * next, step, scratch);
     }
   }
 }

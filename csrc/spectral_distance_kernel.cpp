@@ -1,10 +1,11 @@
-// The channel-averaged distance between the spectra of two feature maps, and its gradient, for a few channels of a sample.
+// The distance between the spectra of two feature maps, and its gradient, summed over a few channels of a sample.
 //
 // Channels are taken 2·lanes at a time. Channels i and lanes + i become the real and the imaginary part of lane i of a
-// complex plane Z, which stays in the cache between its row and its column transforms. With P = (Z(k) + conj Z(-k))/2 and
-// Q = (Z(k) - conj Z(-k))/2 the two channels' spectra are P and -iQ; |Z(k)|² + |Z(-k)|² = 2(|P|² + |Q|²), so l2 never
-// separates them. Spectra are visited as pairs of columns v and -v, whose rows u and -u hold k and -k.
+// complex plane Z, which stays in the cache between its row and its column transforms. With P = (Z(k) + conj Z(-k))/2
+// and Q = (Z(k) - conj Z(-k))/2 the two channels' spectra are P and -iQ; |Z(k)|² + |Z(-k)|² = 2(|P|² + |Q|²), so l2
+// never separates them. Spectra are visited as pairs of columns v and -v, whose rows u and -u hold k and -k.
 #include "spectral_distance.h"
+
 #include "spectral_distance_fft.h"
 #include "spectral_distance_planes.h"
 
@@ -37,7 +38,7 @@ static size_t layout(const SpectralTask& task, void* memory, Workspace<T>* works
   return size_t(reinterpret_cast<char*>(at) - static_cast<char*>(memory));
 }
 
-// ---- at a pair of frequencies k, -k ----------------------------------------------------------------------------------
+// ---- at a pair of frequencies k, -k ---------------------------------------------------------------------------------
 
 template <typename T>
 struct Pair {
@@ -75,12 +76,13 @@ struct Constants {
 };
 
 template <typename T, Distance distance>
-ADD_OPS_INLINE Vec<T> value(const Complex<T>& a, const Complex<T>& b, const Complex<T>& other_a, const Complex<T>& other_b,
-                            const Constants<T>& constants) {
+ADD_OPS_INLINE Vec<T> value(const Complex<T>& a, const Complex<T>& b, const Complex<T>& other_a,
+                            const Complex<T>& other_b, const Constants<T>& constants) {
   if constexpr (distance == Distance::l2) return power(a) + power(b);
   const Pair<T> s = split(a, b);
   if constexpr (distance == Distance::gaussian) {
-    const auto x = exponential<T>(power(s.p) * -constants.exponent), y = exponential<T>(power(s.q) * -constants.exponent);
+    const auto x = exponential<T>(power(s.p) * -constants.exponent),
+               y = exponential<T>(power(s.q) * -constants.exponent);
     return (T(1) - x.scale) - x.scale * x.m1 + ((T(1) - y.scale) - y.scale * y.m1);
   }
   const Pair<T> t = split(other_a, other_b);
@@ -118,7 +120,7 @@ ADD_OPS_INLINE void differentiate(Complex<T>& a, Complex<T>& b, const Complex<T>
   join<T>({turned(s.p, t.p), turned(s.q, t.q)}, a, b);
 }
 
-// ---- the two directions ----------------------------------------------------------------------------------------------
+// ---- the two directions ---------------------------------------------------------------------------------------------
 
 template <typename T, typename E, Distance distance, bool backward>
 struct Pass {
@@ -153,7 +155,8 @@ struct Pass {
   template <typename Body>
   void for_each_block(const Body& body) const {
     const int rows = plan.small ? plan.height : lanes<T>;
-    for (int first = 0; first < plan.height; first += rows) body(first, first + rows < plan.height ? first + rows : plan.height);
+    for (int first = 0; first < plan.height; first += rows)
+      body(first, first + rows < plan.height ? first + rows : plan.height);
   }
 
   void load(Complex<T>* plane, const Features& from, int64_t channel, int valid, T* staged) {
@@ -252,8 +255,8 @@ struct Pass {
 };
 
 template <typename T, typename E, Distance distance>
-static void run(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums, const void* weights,
-                void* memory) {
+static void run(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums,
+                const void* weights, void* memory) {
   const Plan<T>& plan = *static_cast<const Plan<T>*>(task.plan);
   Workspace<T> workspace;
   layout<T>(task, memory, &workspace);
@@ -267,24 +270,28 @@ static void run(const SpectralTask& task, int64_t sample, int64_t first, int64_t
   Pass<T, E, distance, false>{task, plan, workspace, nullptr, sample}.run(first, count);
   for (int64_t i = 0; i < entries; i += n) {
     Vec<T> square[n];
-    ADD_OPS_UNROLL for (int k = 0; k < n; ++k) square[k] = workspace.sums[i + k];
+    ADD_OPS_UNROLL
+    for (int k = 0; k < n; ++k) square[k] = workspace.sums[i + k];
     transpose<T>(square);
     Vector<double, n> total = {};
-    ADD_OPS_UNROLL for (int k = 0; k < n; ++k) total += __builtin_convertvector(square[k], Vector<double, n>);
+    ADD_OPS_UNROLL
+    for (int k = 0; k < n; ++k) total += __builtin_convertvector(square[k], Vector<double, n>);
     std::memcpy(sums + i, &total, sizeof(double) * size_t(entries - i < n ? entries - i : n));
   }
 }
 
 // Cosine divides by coefficients that may be as small as rounding noise, so it is computed in float64 throughout.
-static void run_any(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums, const void* weights,
-                    void* memory) {
+static void run_any(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums,
+                    const void* weights, void* memory) {
   const auto call = [&](auto compute, auto element) {
     using T = decltype(compute);
     using E = decltype(element);
     if constexpr (sizeof(T) == 8)
-      if (task.distance == Distance::cosine) return run<T, E, Distance::cosine>(task, sample, first, count, sums, weights, memory);
+      if (task.distance == Distance::cosine)
+        return run<T, E, Distance::cosine>(task, sample, first, count, sums, weights, memory);
     if constexpr (sizeof(T) == 4 || sizeof(E) == 8) {
-      if (task.distance == Distance::l2) return run<T, E, Distance::l2>(task, sample, first, count, sums, weights, memory);
+      if (task.distance == Distance::l2)
+        return run<T, E, Distance::l2>(task, sample, first, count, sums, weights, memory);
       return run<T, E, Distance::gaussian>(task, sample, first, count, sums, weights, memory);
     }
   };
@@ -301,7 +308,8 @@ size_t spectral_workspace(const SpectralTask& task) {
   return task.wide ? layout<double>(task, nullptr, nullptr) : layout<float>(task, nullptr, nullptr);
 }
 
-void spectral_forward(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums, void* workspace) {
+void spectral_forward(const SpectralTask& task, int64_t sample, int64_t first, int64_t count, double* sums,
+                      void* workspace) {
   run_any(task, sample, first, count, sums, nullptr, workspace);
 }
 

@@ -23,7 +23,8 @@ class PlanBuilder {
     plan.staged_pitch = height * width + (height * width * sizeof(T) % 4096 == 0 ? 16 : 0);
     // As much as a second-level cache can hold beside the plane; tiny maps are quicker straight through the first one.
     const int64_t group_bytes = int64_t(plan.staged_pitch) * 128;
-    plan.staged_groups = height * width < 64 ? 1 : static_cast<int>(std::clamp<int64_t>((288 << 10) / group_bytes, 1, 16));
+    plan.staged_groups =
+        height * width < 64 ? 1 : static_cast<int>(std::clamp<int64_t>((288 << 10) / group_bytes, 1, 16));
     plan.small = height * width <= 256;
     plan.rows = axis(width);
     plan.columns = height == width ? plan.rows : axis(height);
@@ -43,8 +44,9 @@ class PlanBuilder {
 
  private:
   // n = first radix · rest. Where both are coprime, n = rest·n1 + radix·n2 (mod length) and k ≡ k1 (mod radix), k2 (mod
-  // rest) turn the DFT into a two-dimensional one without twiddles (Good 1958, Thomas 1963); else it is Cooley and Tukey's
-  // decimation in frequency, n = rest·n1 + n2 and k = k1 + radix·k2. Either way n stands in slot n1·rest + slot(n2).
+  // rest) turn the DFT into a two-dimensional one without twiddles (Good 1958, Thomas 1963); else it is Cooley and
+  // Tukey's decimation in frequency, n = rest·n1 + n2 and k = k1 + radix·k2. Either way n stands in slot
+  // n1·rest + slot(n2).
   Axis<T> axis(int length) {
     const std::vector<int> radices = radices_of(length);
     Axis<T> axis{};
@@ -79,7 +81,9 @@ class PlanBuilder {
     for (int prime = 3; odd > 1; prime += 2)
       for (; odd % prime == 0; odd /= prime) radices.push_back(prime);
     while (power_of_two > 1) {
-      const int radix = power_of_two == 32 ? 4 : power_of_two == 16 || power_of_two > 64 ? 16 : std::min(power_of_two, 8);
+      const int radix = power_of_two == 32                        ? 4
+                        : power_of_two == 16 || power_of_two > 64 ? 16
+                                                                  : std::min(power_of_two, 8);
       radices.push_back(radix);
       power_of_two /= radix;
     }

@@ -1,7 +1,7 @@
 // Between feature maps and the planes of lanes<T> channel pairs that spectral_distance_kernel.cpp transforms.
 //
-// Maps whose channels are contiguous pass through `staged`, a row of plan.staged_pitch numbers per channel: a few hundred
-// KiB of memory are read or written strictly in order, which hardware foresees, and channels are transposed in the cache.
+// Maps whose channels are contiguous pass through `staged`, a row of plan.staged_pitch numbers per channel: a few
+// hundred KiB are read or written strictly in order, which hardware foresees, and channels are transposed in the cache.
 #pragma once
 
 #include "spectral_distance_fft.h"
@@ -17,7 +17,9 @@ struct View {
   View(E* start, int64_t pitch, int width) : data(start), c(pitch), h(width), w(1) {}
   View(const Features& f, int64_t sample, int64_t channel)
       : data(static_cast<E*>(f.data) + sample * f.stride[0] + channel * f.stride[1]),
-        c(f.stride[1]), h(f.stride[2]), w(f.stride[3]) {}
+        c(f.stride[1]),
+        h(f.stride[2]),
+        w(f.stride[3]) {}
   bool planar(int width) const { return w == 1 && h == width; }
 };
 
@@ -37,7 +39,8 @@ static Runs runs_of(const Plan<T>& plan, const View<E>& a, const View<E>& b, int
 
 // Student, or student - teacher. Channels that a whole number of pairs of vectors lacks are zero.
 template <typename T, typename E, bool difference>
-static void stage(const Plan<T>& plan, const View<E>& student, const View<E>& teacher, Runs runs, int valid, T* staged) {
+static void stage(const Plan<T>& plan, const View<E>& student, const View<E>& teacher, Runs runs, int valid,
+                  T* staged) {
   constexpr int n = lanes<T>;
   const size_t lacking = size_t((2 * n - valid % (2 * n)) % (2 * n));
   std::memset(staged + int64_t(valid) * plan.staged_pitch, 0, sizeof(T) * lacking * size_t(plan.staged_pitch));
@@ -72,7 +75,7 @@ static void unstage(const Plan<T>& plan, const T* staged, Runs runs, const View<
   }
 }
 
-// Pixels [begin, end) between `staged` and the plane, at least lanes<T> of them; the last square may overlap the one before.
+// Pixels [begin, end) between `staged` and the plane, at least lanes<T> of them; the last two squares may overlap.
 template <typename T>
 static void load_squares(const Plan<T>& plan, const T* staged, int begin, int end, Complex<T>* plane) {
   constexpr int n = lanes<T>;
@@ -80,9 +83,11 @@ static void load_squares(const Plan<T>& plan, const T* staged, int begin, int en
     const int first = pixel < end - n ? pixel : end - n;
     for (int part = 0; part < 2; ++part) {
       Vec<T> square[n];
-      ADD_OPS_UNROLL for (int i = 0; i < n; ++i) square[i] = load_as<T>(staged + (part * n + i) * plan.staged_pitch + first);
+      ADD_OPS_UNROLL
+      for (int i = 0; i < n; ++i) square[i] = load_as<T>(staged + (part * n + i) * plan.staged_pitch + first);
       transpose<T>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < n; ++i) (&plane[plan.slot_of_pixel[first + i]].re)[part] = square[i];
+      ADD_OPS_UNROLL
+      for (int i = 0; i < n; ++i) (&plane[plan.slot_of_pixel[first + i]].re)[part] = square[i];
     }
   }
 }
@@ -93,17 +98,19 @@ static void store_squares(const Plan<T>& plan, const Complex<T>* plane, int begi
     const int first = pixel < end - n ? pixel : end - n;
     for (int part = 0; part < 2; ++part) {
       Vec<T> square[n];
-      ADD_OPS_UNROLL for (int i = 0; i < n; ++i) square[i] = (&plane[plan.slot_of_pixel[first + i]].re)[part];
+      ADD_OPS_UNROLL
+      for (int i = 0; i < n; ++i) square[i] = (&plane[plan.slot_of_pixel[first + i]].re)[part];
       transpose<T>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < n; ++i) store_as<T>(staged + (part * n + i) * plan.staged_pitch + first, square[i]);
+      ADD_OPS_UNROLL
+      for (int i = 0; i < n; ++i) store_as<T>(staged + (part * n + i) * plan.staged_pitch + first, square[i]);
     }
   }
 }
 
 // The same for any strides, and from or to the maps themselves. `end - begin` is a number of whole rows.
 template <typename T, typename E, bool difference>
-static void load_pixels(const Plan<T>& plan, const View<E>& student, const View<E>& teacher, int valid, int begin, int end,
-                        Complex<T>* plane) {
+static void load_pixels(const Plan<T>& plan, const View<E>& student, const View<E>& teacher, int valid, int begin,
+                        int end, Complex<T>* plane) {
   constexpr int n = lanes<T>;
   const bool in_place = student.c == 1 && (!difference || teacher.c == 1) && valid == 2 * n;
   const auto vector = [&](const E* s, const E* t) __attribute__((always_inline)) {
@@ -112,7 +119,8 @@ static void load_pixels(const Plan<T>& plan, const View<E>& student, const View<
   E s[2 * n] = {}, t[2 * n] = {};
   for (int pixel = begin, row = begin / plan.width; pixel < end; ++row) {
     for (int column = 0; column < plan.width; ++column, ++pixel) {
-      const E *from = student.data + row * student.h + column * student.w, *minus = teacher.data + row * teacher.h + column * teacher.w;
+      const E *from = student.data + row * student.h + column * student.w,
+              *minus = teacher.data + row * teacher.h + column * teacher.w;
       if (!in_place) {
         for (int c = 0; c < valid; ++c) s[c] = from[c * student.c];
         if (difference)
@@ -124,7 +132,8 @@ static void load_pixels(const Plan<T>& plan, const View<E>& student, const View<
   }
 }
 template <typename T, typename E>
-static void store_pixels(const Plan<T>& plan, const Complex<T>* plane, int valid, int begin, int end, const View<E>& gradient) {
+static void store_pixels(const Plan<T>& plan, const Complex<T>* plane, int valid, int begin, int end,
+                         const View<E>& gradient) {
   constexpr int n = lanes<T>;
   const bool in_place = gradient.c == 1 && valid == 2 * n;
   E g[2 * n];

@@ -46,8 +46,8 @@ double sample_scale(const Problem& p, int64_t sample) {
   return std::ldexp(1.0, std::min(-std::ilogb(largest), p.wide() ? 1023 : 127));
 }
 
-void forward(const Problem& p, const double* directions, int64_t views, int64_t bins, bool unit, char* out, double* energy,
-             int threads) {
+void forward(const Problem& p, const double* directions, int64_t views, int64_t bins, bool unit, char* out,
+             double* energy, int threads) {
   const Plan plan(p, directions, views, bins, unit, true, threads);
   const std::vector<Part> parts = make_parts(p, plan);
   const int64_t groups = p.groups(), count = static_cast<int64_t>(parts.size());
@@ -65,8 +65,8 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
       const int64_t item = from * count + i, group = item / count;
       const Part& part = parts[item % count];
       std::memset(rows(item), 0, static_cast<size_t>(part.rows) * kRowBytes);
-      sum_boxes(plan.grid, p.type, plan.features, {group * p.lanes(), p.batch, part.begin, part.end}, &scale[group * kLanes],
-                rows(item), part.offset.data());
+      sum_boxes(plan.grid, p.type, plan.features, {group * p.lanes(), p.batch, part.begin, part.end},
+                &scale[group * kLanes], rows(item), part.offset.data());
       total(p.wide(), part.reachable[0].second - part.reachable[0].first, rows(item), &partial[item * kLanes]);
     });
     std::fill(&mass[from * kLanes], &mass[0] + to * kLanes, 0.0);
@@ -76,7 +76,8 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
   sum_group(0, groups);
 
   // Squares may leave the range of their dtype: then once more, scaled. Float16 squares never do.
-  const double most = p.wide() ? 0x1p1000 : 0x1p120, least = (p.wide() ? 0x1p-900 : 0x1p-80) * static_cast<double>(p.positions());
+  const double most = p.wide() ? 0x1p1000 : 0x1p120,
+               least = (p.wide() ? 0x1p-900 : 0x1p-80) * static_cast<double>(p.positions());
   for (int64_t group = 0; group < groups && p.type != Feature::float16; ++group) {
     bool again = false;
     for (int lane = 0; lane < p.lanes() && group * p.lanes() + lane < p.batch; ++lane) {
@@ -101,15 +102,16 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
       range[(k * count + c) * 2] = parts[c].reachable[k].first;
       range[(k * count + c) * 2 + 1] = parts[c].reachable[k].second;
       for (int64_t g = 0; g < groups; ++g)
-        source[(g * views + k) * count + c] = rows(g * count + c) + (parts[c].offset[k] + parts[c].reachable[k].first) * kRowBytes;
+        source[(g * views + k) * count + c] =
+            rows(g * count + c) + (parts[c].offset[k] + parts[c].reachable[k].first) * kRowBytes;
     }
   const int64_t item_size = p.wide() ? 8 : 4;
   parallel_for(groups * views, threads, [&](int64_t item, int) {
     const int64_t group = item / views, k = item % views, first = group * p.lanes();
     finish(p.wide(), bins, static_cast<int>(count), &source[item * count],
-           reinterpret_cast<const int64_t(*)[2]>(&range[k * count * 2]), &factor[group * kLanes],
-           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), out + (first * views + k) * bins * item_size,
-           views * bins);
+           reinterpret_cast<const int64_t (*)[2]>(&range[k * count * 2]), &factor[group * kLanes],
+           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)),
+           out + (first * views + k) * bins * item_size, views * bins);
   });
 }
 
@@ -139,8 +141,8 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
     const int64_t group = item / count, c = item % count;
     gradient(plan.grid, p.type, plan.features, plan.out,
              {group * p.lanes(), p.batch, plan.boxes() * c / count, plan.boxes() * (c + 1) / count},
-             reinterpret_cast<const double(*)[2]>(&factor[group * kLanes * 2]), rows.get() + group * views * bins * kRowBytes,
-             &start[worker * views]);
+             reinterpret_cast<const double (*)[2]>(&factor[group * kLanes * 2]),
+             rows.get() + group * views * bins * kRowBytes, &start[worker * views]);
   });
 }
 
@@ -198,8 +200,8 @@ void require_energy(const Problem& p, const py::array& array) {
   require_contiguous(array, "energy");
 }
 
-void view_histogram(const py::array& features, const py::array& views, int64_t bins, bool unit, py::array out, py::array energy,
-                    int threads) {
+void view_histogram(const py::array& features, const py::array& views, int64_t bins, bool unit, py::array out,
+                    py::array energy, int threads) {
   const Problem p = read_problem(features, views, bins);
   require_histogram(p, out, "out", views.shape(0), bins);
   require_energy(p, energy);
@@ -214,8 +216,9 @@ void view_histogram(const py::array& features, const py::array& views, int64_t b
   std::fill(total, total + p.batch, 0.0);
 }
 
-void view_histogram_backward(const py::array& grad, const py::array& features, const py::array& views, const py::array& attention,
-                             const py::array& energy, bool unit, py::array out, int threads) {
+void view_histogram_backward(const py::array& grad, const py::array& features, const py::array& views,
+                             const py::array& attention, const py::array& energy, bool unit, py::array out,
+                             int threads) {
   require_shape(grad, "grad", {-1, -1, -1});
   const int64_t bins = grad.shape(2), count = views.ndim() > 0 ? views.shape(0) : 0;
   Problem p = read_problem(features, views, bins);
@@ -235,8 +238,8 @@ void view_histogram_backward(const py::array& grad, const py::array& features, c
 }  // namespace
 
 void bind_view_histogram(py::module_& m) {
-  m.def("view_histogram", &view_histogram, py::arg("features"), py::arg("views"), py::arg("bins"), py::arg("unit"), py::arg("out"),
-        py::arg("energy"), py::arg("threads"),
+  m.def("view_histogram", &view_histogram, py::arg("features"), py::arg("views"), py::arg("bins"), py::arg("unit"),
+        py::arg("out"), py::arg("energy"), py::arg("threads"),
         "out (B, K, M) = mass of features (B, C, H, W) per bin along views (K, 3); energy (B,) = sum of squares.");
   m.def("view_histogram_backward", &view_histogram_backward, py::arg("grad"), py::arg("features"), py::arg("views"),
         py::arg("attention"), py::arg("energy"), py::arg("unit"), py::arg("out"), py::arg("threads"),

@@ -9,16 +9,18 @@ namespace {
 template <typename E>
 void load_squares(const Box& box, const Samples<E>& features, const Acc<E>* scale, Acc<E>* squares) {
   using R = Row<E>;
-  for_each_square<E>(box, features, nullptr, [&](int p, const E* x, const int64_t* lane, E*, const int64_t*)
-                                                    __attribute__((always_inline)) {
+  for_each_square<E>(box, features, nullptr,
+                     [&](int p, const E* x, const int64_t* lane, E*, const int64_t*) __attribute__((always_inline)) {
     for (int part = 0; part < R::parts; ++part) {
       Vec<Acc<E>> square[R::width];
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) {
+      ADD_OPS_UNROLL
+      for (int i = 0; i < R::width; ++i) {
         square[i] = load_as<Acc<E>>(x + lane[part * R::width + i]) * scale[part * R::width + i];
         square[i] *= square[i];
       }
       transpose<Acc<E>>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(squares + (1 + p + i) * R::lanes + part * R::width, square[i]);
+      ADD_OPS_UNROLL
+      for (int i = 0; i < R::width; ++i) store(squares + (1 + p + i) * R::lanes + part * R::width, square[i]);
     }
   });
 }
@@ -26,7 +28,8 @@ void load_squares(const Box& box, const Samples<E>& features, const Acc<E>* scal
 BoxStart box_start(const Grid& grid, const View& view, const BoxTable& table, const Box& box) {
   BoxStart s;
   s.scaled = (view.base + table.corner + view.step[0] * box.start[0] + view.step[1] * box.start[1] +
-              view.step[2] * box.start[2]) * grid.bins;
+              view.step[2] * box.start[2]) *
+             grid.bins;
   s.bin = s.scaled / view.divisor;
   s.level = static_cast<uint32_t>(static_cast<double>(s.scaled - s.bin * view.divisor) * view.scale) + kDoubt;
   return s;
@@ -43,17 +46,19 @@ struct Segments {
   int64_t bin[kBox];
 };
 
-// level[i] + start.level - kDoubt, in units of 1 / 2^shift bin, is the true place of a position to within kDoubt units (each
-// of the two is a truncated double). So the list is cut where the whole part changes; should a position lie so close to the
-// edge of a bin, which is rare, the box is divided exactly.
+// level[i] + start.level - kDoubt, in units of 1 / 2^shift bin, is the true place of a position to within kDoubt units
+// (each of the two is a truncated double). So the list is cut where the whole part changes; should a position lie so
+// close to the edge of a bin, which is rare, the box is divided exactly.
 bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t start, int count, uint64_t* cuts) {
   constexpr int width = vector_bytes / sizeof(uint32_t);
   const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
   Mask nearest = Mask{} - 1;
   for (int first = 0; first < count; first += 64) {
     uint64_t word = 0;  // bit i: position first + i + 1 lies in a later bin than position first + i
-    ADD_OPS_UNROLL for (int i = 0; i < 64; i += width) {
-      const Mask here = load<Mask>(table.level + first + i) + start, next = load<Mask>(table.level + first + i + 1) + start;
+    ADD_OPS_UNROLL
+    for (int i = 0; i < 64; i += width) {
+      const Mask here = load<Mask>(table.level + first + i) + start,
+                 next = load<Mask>(table.level + first + i + 1) + start;
       word |= static_cast<uint64_t>(lane_bits((Mask)(((here ^ next) & ~mask) != 0))) << i;
       const Mask rest = here & mask;
       nearest = rest < nearest ? rest : nearest;
@@ -82,12 +87,15 @@ void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, co
     uint64_t rest = cuts[word];
     const int next = used + __builtin_popcountll(rest);
     for (; used < next; used += kAtOnce)  // more than needed: a loop whose end can be foreseen
-      ADD_OPS_UNROLL for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1) segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
+      ADD_OPS_UNROLL
+    for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1)
+      segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
     used = next;
   }
   for (int s = 0; s < used; ++s) {
     const int i = segments.end[s] - 1;
-    segments.bin[s] = exact ? exact_bin(grid, view, start, table.t[i]) : start.bin + ((table.level[i] + start.level) >> grid.shift);
+    segments.bin[s] =
+        exact ? exact_bin(grid, view, start, table.t[i]) : start.bin + ((table.level[i] + start.level) >> grid.shift);
   }
   segments.count = used;
 }
@@ -104,14 +112,16 @@ ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t
   std::memcpy(four, row, sizeof four);
   four[0] &= keep0;
   four[1] &= keep1;
-  ADD_OPS_UNROLL for (int i = 0; i < 4; ++i) {
+  ADD_OPS_UNROLL
+  for (int i = 0; i < 4; ++i) {
     even.add(source + (four[0] >> 16 * i & 0xffff));
     odd.add(source + (four[1] >> 16 * i & 0xffff));
   }
 }
 
 template <typename E>
-void sum_boxes(const Grid& grid, const Array& array, const Item& item, const double* scale, char* rows, const int64_t* offset) {
+void sum_boxes(const Grid& grid, const Array& array, const Item& item, const double* scale, char* rows,
+               const int64_t* offset) {
   using R = Row<E>;
   alignas(64) Acc<E> squares[(1 + kBox + R::width) * R::lanes] = {};
   const char* source = reinterpret_cast<const char*>(squares);
@@ -150,8 +160,8 @@ void total(int64_t count, const Acc<E>* rows, double* sum) {
 }
 
 template <typename E>
-void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*range)[2], const double* factor, int lanes,
-            Acc<E>* out, int64_t out_stride) {
+void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*range)[2], const double* factor,
+            int lanes, Acc<E>* out, int64_t out_stride) {
   using R = Row<E>;
   using W = WideRow<E>;
   constexpr int height = 32;
@@ -165,10 +175,12 @@ void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*ra
       W sum{};
       for (int i = 0; i < count; ++i) {
         const int c = near[i];
-        if (j >= range[c][0] && j < range[c][1]) sum.add(static_cast<const Acc<E>*>(rows[c]) + (j - range[c][0]) * R::lanes);
+        if (j >= range[c][0] && j < range[c][1])
+          sum.add(static_cast<const Acc<E>*>(rows[c]) + (j - range[c][0]) * R::lanes);
       }
       for (int i = 0; i < W::parts; ++i)
-        store_as<double>(tile + (j - first) * R::lanes + i * W::width, sum.part[i] * load<Vec<double>>(factor + i * W::width));
+        store_as<double>(tile + (j - first) * R::lanes + i * W::width,
+                         sum.part[i] * load<Vec<double>>(factor + i * W::width));
     }
     transpose_positions<E, false>(static_cast<int>(last - first), tile, lines);
     for (int lane = 0; lane < lanes; ++lane)
@@ -177,13 +189,13 @@ void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*ra
 }
 
 template <typename E>
-void center_levels(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, int64_t stride, int lanes,
-                   Acc<E>* rows) {
+void center_levels(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, int64_t stride, int lanes, Acc<E>* rows) {
   using R = Row<E>;
   constexpr int width = WideRow<E>::width;
   Acc<E> mean[R::lanes] = {};
   for (int lane = 0; lane < lanes; ++lane) {
-    const Acc<E> *g = grad + lane * stride, *a = attention + lane * stride;
+    const Acc<E>* g = grad + lane * stride;
+    const Acc<E>* a = attention + lane * stride;
     Vec<double> even{}, odd{};
     int64_t j = 0;
     for (; j + 2 * width <= bins; j += 2 * width) {
@@ -216,12 +228,14 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
   const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
   const Samples<E> features(array, item), out(out_array, item);
   Acc<E> first[R::lanes], second[R::lanes];
-  for (int i = 0; i < R::lanes; ++i) first[i] = static_cast<Acc<E>>(factor[i][0]), second[i] = static_cast<Acc<E>>(factor[i][1]);
+  for (int i = 0; i < R::lanes; ++i)
+    first[i] = static_cast<Acc<E>>(factor[i][0]), second[i] = static_cast<Acc<E>>(factor[i][1]);
   for (int64_t b = item.begin; b < item.end; ++b) {
     const Box box = find_box(grid, b);
     for (int k = 0; k < grid.views; ++k) start[k] = box_start(grid, grid.view[k], box.table[k], box);
-    for_each_square<E>(box, features, &out, [&](int p, const E* x, const int64_t* x_lane, E* y, const int64_t* y_lane)
-                                                   __attribute__((always_inline)) {
+    for_each_square<E>(box, features, &out,
+                       [&](int p, const E* x, const int64_t* x_lane, E* y, const int64_t* y_lane)
+                           __attribute__((always_inline)) {
       for (int part = 0; part < R::parts; ++part) {
         Vec<Acc<E>> sum[R::width] = {};
         for (int k = 0; k < grid.views; ++k) {
@@ -234,8 +248,10 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
           store(place, (level >> grid.shift) * kRowBytes);
           if (__builtin_expect(doubtful, 0))
             for (int i = 0; i < R::width; ++i)
-              place[i] = static_cast<uint32_t>((exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
-          ADD_OPS_UNROLL for (int i = 0; i < R::width; i += 2) {
+              place[i] = static_cast<uint32_t>(
+                  (exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
+          ADD_OPS_UNROLL
+          for (int i = 0; i < R::width; i += 2) {
             uint64_t two;  // offsets at once, as in add_rows
             std::memcpy(&two, place + i, sizeof two);
             sum[i] += load<Vec<Acc<E>>>(origin + (two & 0xffffffff));
@@ -243,7 +259,8 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
           }
         }
         transpose<Acc<E>>(sum);
-        ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) {
+        ADD_OPS_UNROLL
+        for (int i = 0; i < R::width; ++i) {
           const int lane = part * R::width + i;
           if (lane >= out.count) break;
           const Vec<Acc<E>> value = load_as<Acc<E>>(x + x_lane[lane]) * first[lane] * (sum[i] * second[lane]);
@@ -261,8 +278,8 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
 
 }  // namespace
 
-void histogram_boxes(const Grid& grid, Feature type, const Array& features, const Item& item, const double* scale, void* rows,
-                     const int64_t* offset) {
+void histogram_boxes(const Grid& grid, Feature type, const Array& features, const Item& item, const double* scale,
+                     void* rows, const int64_t* offset) {
   char* target = static_cast<char*>(rows);
   if (type == Feature::float32) sum_boxes<float>(grid, features, item, scale, target, offset);
   if (type == Feature::float64) sum_boxes<double>(grid, features, item, scale, target, offset);
@@ -281,12 +298,13 @@ void histogram_finish(bool wide, int64_t bins, int parts, const void* const* row
   finish<float>(bins, parts, rows, range, factor, lanes, static_cast<float*>(out), out_stride);
 }
 
-void histogram_levels(bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes, void* rows) {
+void histogram_levels(bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes,
+                      void* rows) {
   if (wide)
-    return center_levels<double>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention), stride, lanes,
-                                  static_cast<double*>(rows));
+    return center_levels<double>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention), stride,
+                                 lanes, static_cast<double*>(rows));
   center_levels<float>(bins, static_cast<const float*>(grad), static_cast<const float*>(attention), stride, lanes,
-                         static_cast<float*>(rows));
+                       static_cast<float*>(rows));
 }
 
 void histogram_gradient(const Grid& grid, Feature type, const Array& features, const Array& out, const Item& item,

@@ -53,7 +53,8 @@ inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTabl
   for (int64_t i = 0; i < box[0]; ++i)
     for (int64_t j = 0; j < box[1]; ++j) {
       const int64_t t = view.step[0] * i + view.step[1] * j - whole;
-      for (int64_t k = 0; k < box[2]; ++k) keys[count++] = static_cast<uint64_t>((t + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
+      for (int64_t k = 0; k < box[2]; ++k)
+        keys[count++] = static_cast<uint64_t>((t + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
     }
   if (sorted) std::sort(keys, keys + count);
   for (int cut = 0; cut < kShapes; ++cut) {
@@ -82,7 +83,8 @@ struct Plan {
   std::vector<View> views;
   std::unique_ptr<BoxTable[]> tables;
 
-  Plan(const Problem& p, const double* directions, int64_t count, int64_t bins, bool unit, bool sorted, int threads) : views(count) {
+  Plan(const Problem& p, const double* directions, int64_t count, int64_t bins, bool unit, bool sorted, int threads)
+      : views(count) {
     int axes[3] = {0, 1, 2};
     const auto reach = [&](int a) { return p.length[a] == 1 ? INT64_MAX : std::abs(p.features.stride[a]); };
     std::stable_sort(axes, axes + 3, [&](int a, int b) { return reach(a) > reach(b); });
@@ -115,7 +117,8 @@ struct Plan {
       view.exact = box_bins > kBox;
       while (!view.exact && std::ldexp(box_bins, grid.shift) >= 0x1p32) --grid.shift;
     }
-    for (View& view : views) view.scale = view.exact ? 0 : std::ldexp(1.0, grid.shift) / static_cast<double>(view.divisor);
+    for (View& view : views)
+      view.scale = view.exact ? 0 : std::ldexp(1.0, grid.shift) / static_cast<double>(view.divisor);
     tables.reset(new BoxTable[kShapes * count]);
     grid.view = views.data();
     grid.table = tables.get();
@@ -182,7 +185,8 @@ inline Part make_part(const Grid& grid, int64_t begin, int64_t end) {
     first %= inner, last %= inner;
     inner /= i < 2 ? grid.boxes[i + 1] : 1;
   }
-  for (int i = 0; i < 3; ++i) low[i] *= grid.box[i], high[i] = std::min(grid.length[i], (high[i] + 1) * grid.box[i]) - 1;
+  for (int i = 0; i < 3; ++i)
+    low[i] *= grid.box[i], high[i] = std::min(grid.length[i], (high[i] + 1) * grid.box[i]) - 1;
   for (int k = 0; k < grid.views; ++k) {
     const View& view = grid.view[k];
     int64_t from = view.base, to = view.base;
@@ -198,7 +202,7 @@ inline Part make_part(const Grid& grid, int64_t begin, int64_t end) {
   return part;
 }
 
-// As many parts as make kItems items, as long as their rows stay below 7/16 of the features (or 1 MiB, for small batches).
+// As many parts as make kItems items, as long as their rows stay below 7/16 of the features, or 1 MiB.
 inline std::vector<Part> make_parts(const Problem& p, const Plan& plan) {
   const int64_t room = std::max<int64_t>(p.batch * p.positions() * (p.wide() ? 8 : 4) / 16 * 7, 1 << 20);
   for (int64_t count = std::min(plan.boxes(), std::max<int64_t>(1, kItems / p.groups()));; count /= 2) {

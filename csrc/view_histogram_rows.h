@@ -1,5 +1,5 @@
-// Rows, lines and squares: how the kernels of view_histogram turn samples in memory into one row per position. For kernel
-// files only, as simd.h.
+// Rows, lines and squares: how the kernels of view_histogram turn samples in memory into one row per position. For
+// kernel files only, as simd.h.
 #pragma once
 
 #include "simd.h"
@@ -44,7 +44,7 @@ constexpr int64_t kReadBytes = 768 << 10;  // what a second-level cache holds be
 template <typename E>
 constexpr int kLine = kBox + kRowBytes / sizeof(Acc<E>);
 
-// Transposes the first `count` positions between lines[lane][position] and rows[position][lane], whole squares at a time.
+// Transposes the first `count` positions, in whole squares, between lines[lane][position] and rows[position][lane].
 template <typename E, bool to_rows>
 void transpose_positions(int count, const Acc<E>* from, Acc<E>* to) {
   using R = Row<E>;
@@ -54,9 +54,11 @@ void transpose_positions(int count, const Acc<E>* from, Acc<E>* to) {
         return row ? (p + i) * R::lanes + part * R::width : (part * R::width + i) * kLine<E> + p;
       };
       Vec<Acc<E>> square[R::width];
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(from + place(!to_rows, i));
+      ADD_OPS_UNROLL
+      for (int i = 0; i < R::width; ++i) square[i] = load<Vec<Acc<E>>>(from + place(!to_rows, i));
       transpose<Acc<E>>(square);
-      ADD_OPS_UNROLL for (int i = 0; i < R::width; ++i) store(to + place(to_rows, i), square[i]);
+      ADD_OPS_UNROLL
+      for (int i = 0; i < R::width; ++i) store(to + place(to_rows, i), square[i]);
     }
 }
 
@@ -65,7 +67,9 @@ struct Box {
   const BoxShape* shape;
   const BoxTable* table;  // (views,)
   int64_t start[3];
-  int64_t offset(const int64_t* stride) const { return start[0] * stride[0] + start[1] * stride[1] + start[2] * stride[2]; }
+  int64_t offset(const int64_t* stride) const {
+    return start[0] * stride[0] + start[1] * stride[1] + start[2] * stride[2];
+  }
 };
 
 Box find_box(const Grid& grid, int64_t index) {
@@ -96,14 +100,13 @@ struct Samples {
 
   Samples(const Array& array, const Item& item) : data(static_cast<E*>(array.data)), stride(array.stride) {
     count = item.batch - item.first < Row<E>::lanes ? static_cast<int>(item.batch - item.first) : Row<E>::lanes;
-    for (int i = 0; i < Row<E>::lanes; ++i)
-      lane[i] = (item.first + (i < count ? i : count - 1)) * array.batch_stride;
+    for (int i = 0; i < Row<E>::lanes; ++i) lane[i] = (item.first + (i < count ? i : count - 1)) * array.batch_stride;
   }
   E* at(const Box& box, int p) const { return data + box.offset(stride) + offset_in_box(*box.shape, p, stride); }
 };
 
-// Reads one byte of every line between the item's first and last position, where the cache can hold them all: in order, as
-// hardware foresees, while the boxes ask for a few lines here and there.
+// Reads one byte of every line between the item's first and last position, where the cache can hold them all: in order,
+// as hardware foresees, while the boxes ask for a few lines here and there.
 template <typename E>
 void read_in_order(const Grid& grid, const Item& item, const Samples<E>& samples) {
   const Box first = find_box(grid, item.begin), last = find_box(grid, item.end - 1);
@@ -114,9 +117,9 @@ void read_in_order(const Grid& grid, const Item& item, const Samples<E>& samples
       static_cast<void>(*reinterpret_cast<const volatile char*>(at));
 }
 
-// Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p on:
-// lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square are
-// copied, x before the call, y after it.
+// Calls body(p, x, x_lane, y, y_lane) for squares of all lanes by as many positions as fill a vector, from position p
+// on: lane i's are at x + x_lane[i]. A run of positions may end in two squares that overlap; runs shorter than a square
+// are copied, x before the call, y after it.
 template <typename E, typename Body>
 ADD_OPS_INLINE void for_each_square(const Box& box, const Samples<E>& in, const Samples<E>* out, const Body& body) {
   using R = Row<E>;
