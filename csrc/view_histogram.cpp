@@ -128,11 +128,11 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
     pair[1] = p.wide() ? value / pair[0] : std::min<double>(value / pair[0], FLT_MAX);
   }
   const Scratch rows = make_scratch(groups * views * bins);
-  const auto levels = ADD_OPS_KERNEL(histogram_levels);
+  const auto centre = ADD_OPS_KERNEL(histogram_centre);
   const auto gradient = ADD_OPS_KERNEL(histogram_gradient);
   parallel_for(groups * views, threads, [&](int64_t item, int) {
     const int64_t first = item / views * p.lanes(), at = (first * views + item % views) * bins * item_size;
-    levels(p.wide(), bins, grad + at, attention + at, views * bins,
+    centre(p.wide(), bins, grad + at, attention + at, views * bins,
            static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), rows.get() + item * bins * kRowBytes);
   });
   const int64_t count = std::min(plan.boxes(), ceil_divide(4 * kItems, groups));

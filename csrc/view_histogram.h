@@ -1,9 +1,7 @@
 // What the driver (view_histogram.cpp) and its kernels (view_histogram_kernel.cpp) share.
 //
-// The grid is cut into boxes of at most 256 positions. Along a view, T = const + sum(step_i * n_i) is linear, so all
-// boxes of one extent hold the same offsets t = T - T(first) in the same order: sorted once, they serve every box, and
-// only the places where the sorted list is cut into bins move from box to box. Samples lie side by side in the lanes of
-// a 64-byte row.
+// The grid is cut into boxes of at most 256 positions, and these into bins: view_histogram_plan.h begins with an
+// example. Samples lie side by side in the lanes of a 64-byte row.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +10,11 @@
 
 namespace add_ops {
 
-constexpr int kBox = 256;       // positions in a box: 16 KiB of rows, half of a level-1 cache
-constexpr int kRowBytes = 64;   // 16 floats or 8 doubles: a row holds one position (or one bin) of as many samples
-constexpr int kShapes = 8;      // a box may be cut short at the end of each axis
-constexpr int kItems = 32;      // work items to aim at, whatever the number of threads; the most parts of the boxes
-constexpr uint32_t kDoubt = 3;  // what the sum of two truncated levels may be off by, see find_cuts
+constexpr int kBox = 256;      // positions in a box: 16 KiB of rows, half of a level-1 cache
+constexpr int kRowBytes = 64;  // 16 floats or 8 doubles: a row holds one position (or one bin) of as many samples
+constexpr int kShapes = 8;     // of boxes: bit i of a shape's index says that it is cut short at the end of axis i
+constexpr int kItems = 32;     // work items to aim at, whatever the number of threads; the most parts of the boxes
+constexpr uint32_t kFixedPointError = 3;  // units that the sum of two truncated numbers may be off by
 
 enum class Feature { float32, float64, float16, bfloat16 };
 
@@ -29,23 +27,22 @@ struct BoxShape {
 
 struct View {
   int64_t step[3], base, divisor;  // T = base + sum(step * n), bin = T * bins / divisor
-  double scale;                    // bin = T * bins * scale >> shift, but for the last units
-  bool exact;                      // a box spans so many bins that positions are divided one by one
+  double to_fixed_point;           // T * bins * to_fixed_point: its place in bins, in fixed point
+  bool always_divide;              // a box may span more bins than positions, which are then divided one by one
 };
 
-// T(first position) * bins = bin * divisor + rest.
+// Of the lowest position of a box along a view: T * bins = numerator = bin * divisor + rest.
 struct BoxStart {
-  int64_t scaled, bin;
-  uint32_t level;  // rest * scale + kDoubt
+  int64_t numerator, bin;
+  uint32_t rest_in_bins;  // rest / divisor in fixed point, plus kFixedPointError
 };
 
-// The positions of a box of one shape along one view: in order of t for the forward, in order of memory for the
-// backward.
+// The positions of a box of one shape along one view: by distance for the forward, as in memory for the backward.
 struct BoxTable {
-  uint32_t level[kBox + 16];  // t * bins * scale; beyond the box's positions, the first one's again
-  int64_t t[kBox];
-  uint16_t row[kBox + 8];  // byte offset of the position's row; the row at 0 is zero
-  int64_t corner;          // T(first) - T(origin of the box)
+  uint32_t distance_in_bins[kBox + 16];  // in fixed point; beyond the box's positions, the first one's again
+  int64_t distance[kBox];                // T - T(lowest position of the box)
+  uint16_t row[kBox + 8];                // byte offset of the position's row; the row at 0 is zero
+  int64_t lowest_corner;                 // T(lowest position) - T(origin of the box)
 };
 
 struct Grid {
@@ -54,7 +51,7 @@ struct Grid {
   BoxShape shape[kShapes];
   int64_t bins;
   int views;
-  int shift;              // levels are in units of 1 / 2^shift bin
+  int fraction_bits;      // of fixed point: its units are 1 / 2^fraction_bits of a bin
   const View* view;       // (views,)
   const BoxTable* table;  // (kShapes, views)
 };
@@ -80,7 +77,7 @@ ADD_OPS_DECLARE_KERNEL(void, histogram_finish,
                        (bool wide, int64_t bins, int parts, const void* const* rows, const int64_t (*range)[2],
                         const double* factor, int lanes, void* out, int64_t out_stride))
 // rows[j] = grad[j] - sum(grad * attention) for one view; the lanes are `stride` elements apart in grad and attention.
-ADD_OPS_DECLARE_KERNEL(void, histogram_levels,
+ADD_OPS_DECLARE_KERNEL(void, histogram_centre,
                        (bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes,
                         void* rows))
 // out = x * factor[lane][0] * factor[lane][1] * (sum over the views of the row of the position's bin), with scratch for

@@ -27,56 +27,58 @@ void load_squares(const Box& box, const Samples<E>& features, const Acc<E>* scal
 
 BoxStart box_start(const Grid& grid, const View& view, const BoxTable& table, const Box& box) {
   BoxStart s;
-  s.scaled = (view.base + table.corner + view.step[0] * box.start[0] + view.step[1] * box.start[1] +
-              view.step[2] * box.start[2]) *
-             grid.bins;
-  s.bin = s.scaled / view.divisor;
-  s.level = static_cast<uint32_t>(static_cast<double>(s.scaled - s.bin * view.divisor) * view.scale) + kDoubt;
+  s.numerator = (view.base + table.lowest_corner + view.step[0] * box.start[0] + view.step[1] * box.start[1] +
+                 view.step[2] * box.start[2]) *
+                grid.bins;
+  s.bin = s.numerator / view.divisor;
+  s.rest_in_bins =
+      static_cast<uint32_t>(static_cast<double>(s.numerator - s.bin * view.divisor) * view.to_fixed_point) +
+      kFixedPointError;
   return s;
 }
-ADD_OPS_INLINE int64_t exact_bin(const Grid& grid, const View& view, const BoxStart& start, int64_t t) {
-  return (start.scaled + t * grid.bins) / view.divisor;
+ADD_OPS_INLINE int64_t exact_bin(const Grid& grid, const View& view, const BoxStart& start, int64_t distance) {
+  return (start.numerator + distance * grid.bins) / view.divisor;
 }
 
-// How the sorted list of a box's positions falls into bins: the first end[0] positions lie in bin[0], and so on.
-constexpr int kAtOnce = 8;
-constexpr uint64_t kTop = uint64_t{1} << 63;
+// How the sorted positions of a box fall into bins: those before end[0] lie in bin[0], those before end[1] in bin[1] …
+constexpr int kEndsAtOnce = 8;
+constexpr uint64_t kTopBit = uint64_t{1} << 63;
 struct Segments {
-  int count, end[kBox + kAtOnce];
+  int count, end[kBox + kEndsAtOnce];
   int64_t bin[kBox];
 };
 
-// level[i] + start.level - kDoubt, in units of 1 / 2^shift bin, is the true place of a position to within kDoubt units
-// (each of the two is a truncated double). So the list is cut where the whole part changes; should a position lie so
-// close to the edge of a bin, which is rare, the box is divided exactly.
-bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t start, int count, uint64_t* cuts) {
+// Bit i of `cuts`: position i + 1 lies in a later bin than position i. Of each place, distance_in_bins[i] +
+// rest_in_bins, the units are 0 to 2·kFixedPointError too many. False where a place is so near the edge of a bin that
+// its bin is not sure, which is rare.
+bool find_cuts(const Grid& grid, const BoxTable& table, uint32_t rest_in_bins, int count, uint64_t* cuts) {
   constexpr int width = vector_bytes / sizeof(uint32_t);
-  const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
-  Mask nearest = Mask{} - 1;
+  const uint32_t fraction = (uint32_t{1} << grid.fraction_bits) - 1;
+  Mask least_fraction = Mask{} - 1;
   for (int first = 0; first < count; first += 64) {
-    uint64_t word = 0;  // bit i: position first + i + 1 lies in a later bin than position first + i
+    uint64_t word = 0;
     ADD_OPS_UNROLL
     for (int i = 0; i < 64; i += width) {
-      const Mask here = load<Mask>(table.level + first + i) + start,
-                 next = load<Mask>(table.level + first + i + 1) + start;
-      word |= static_cast<uint64_t>(lane_bits((Mask)(((here ^ next) & ~mask) != 0))) << i;
-      const Mask rest = here & mask;
-      nearest = rest < nearest ? rest : nearest;
+      const Mask here = load<Mask>(table.distance_in_bins + first + i) + rest_in_bins;
+      const Mask next = load<Mask>(table.distance_in_bins + first + i + 1) + rest_in_bins;
+      word |= static_cast<uint64_t>(lane_bits((Mask)(((here ^ next) & ~fraction) != 0))) << i;
+      const Mask here_fraction = here & fraction;
+      least_fraction = here_fraction < least_fraction ? here_fraction : least_fraction;
     }
     cuts[first / 64] = word;
   }
-  return lane_bits((Mask)(nearest <= 2 * kDoubt)) == 0;
+  return lane_bits((Mask)(least_fraction <= 2 * kFixedPointError)) == 0;
 }
 
 void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, const Box& box, Segments& segments) {
   const BoxStart start = box_start(grid, view, table, box);
   const int count = box.shape->count;
   uint64_t cuts[kBox / 64];
-  const bool exact = view.exact || !find_cuts(grid, table, start.level, count, cuts);
-  if (exact) {
+  const bool divide = view.always_divide || !find_cuts(grid, table, start.rest_in_bins, count, cuts);
+  if (divide) {
     std::memset(cuts, 0, sizeof cuts);
     for (int i = 0; i + 1 < count; ++i)
-      if (exact_bin(grid, view, start, table.t[i]) != exact_bin(grid, view, start, table.t[i + 1]))
+      if (exact_bin(grid, view, start, table.distance[i]) != exact_bin(grid, view, start, table.distance[i + 1]))
         cuts[i / 64] |= uint64_t{1} << i % 64;
   }
   const uint64_t last = uint64_t{1} << (count - 1) % 64;
@@ -86,32 +88,35 @@ void cut_into_bins(const Grid& grid, const View& view, const BoxTable& table, co
   for (int word = 0; word * 64 < count; ++word) {
     uint64_t rest = cuts[word];
     const int next = used + __builtin_popcountll(rest);
-    for (; used < next; used += kAtOnce)  // more than needed: a loop whose end can be foreseen
+    for (; used < next; used += kEndsAtOnce) {  // more than needed: a loop whose end can be foreseen
       ADD_OPS_UNROLL
-    for (int i = 0; i < kAtOnce; ++i, rest &= rest - 1)
-      segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTop) + 1;
+      for (int i = 0; i < kEndsAtOnce; ++i, rest &= rest - 1)
+        segments.end[used + i] = word * 64 + __builtin_ctzll(rest | kTopBit) + 1;
+    }
     used = next;
   }
   for (int s = 0; s < used; ++s) {
     const int i = segments.end[s] - 1;
-    segments.bin[s] =
-        exact ? exact_bin(grid, view, start, table.t[i]) : start.bin + ((table.level[i] + start.level) >> grid.shift);
+    segments.bin[s] = divide ? exact_bin(grid, view, start, table.distance[i])
+                             : start.bin + ((table.distance_in_bins[i] + start.rest_in_bins) >> grid.fraction_bits);
   }
   segments.count = used;
 }
 
-// The masks that leave so many of eight offsets, and make the others those of the zero row.
-constexpr uint64_t kFour = ~uint64_t{0};
-constexpr uint64_t kKeep[8][2] = {{0, 0},     {kFour >> 48, 0},     {kFour >> 32, 0},     {kFour >> 16, 0},
-                                  {kFour, 0}, {kFour, kFour >> 48}, {kFour, kFour >> 32}, {kFour, kFour >> 16}};
+// Masks that keep the first n of eight 16-bit offsets; the others become 0, the offset of the row of zeros.
+constexpr uint64_t kAllFour = ~uint64_t{0};
+constexpr uint64_t kFirstOffsets[8][2] = {
+    {0, 0},        {kAllFour >> 48, 0},        {kAllFour >> 32, 0},        {kAllFour >> 16, 0},
+    {kAllFour, 0}, {kAllFour, kAllFour >> 48}, {kAllFour, kAllFour >> 32}, {kAllFour, kAllFour >> 16}};
 
 template <typename R>
-ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t* row, uint64_t keep0, uint64_t keep1) {
+ADD_OPS_INLINE void add_rows(R& even, R& odd, const char* source, const uint16_t* row, uint64_t first_four,
+                             uint64_t last_four) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first offset is the lowest");
   uint64_t four[2];  // offsets at once: loads are what bounds this loop
   std::memcpy(four, row, sizeof four);
-  four[0] &= keep0;
-  four[1] &= keep1;
+  four[0] &= first_four;
+  four[1] &= last_four;
   ADD_OPS_UNROLL
   for (int i = 0; i < 4; ++i) {
     even.add(source + (four[0] >> 16 * i & 0xffff));
@@ -141,7 +146,7 @@ void sum_boxes(const Grid& grid, const Array& array, const Item& item, const dou
         const int end = segments.end[s];
         R even{}, odd{};  // from zero, so that long sums round little
         for (; i + 8 <= end; i += 8) add_rows(even, odd, source, table.row + i, ~uint64_t{0}, ~uint64_t{0});
-        add_rows(even, odd, source, table.row + i, kKeep[end - i][0], kKeep[end - i][1]);
+        add_rows(even, odd, source, table.row + i, kFirstOffsets[end - i][0], kFirstOffsets[end - i][1]);
         i = end;
         for (int part = 0; part < R::parts; ++part) even.part[part] += odd.part[part];
         char* target = view_rows + segments.bin[s] * kRowBytes;
@@ -189,7 +194,8 @@ void finish(int64_t bins, int parts, const void* const* rows, const int64_t (*ra
 }
 
 template <typename E>
-void center_levels(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, int64_t stride, int lanes, Acc<E>* rows) {
+void centre_gradient(int64_t bins, const Acc<E>* grad, const Acc<E>* attention, int64_t stride, int lanes,
+                     Acc<E>* rows) {
   using R = Row<E>;
   constexpr int width = WideRow<E>::width;
   Acc<E> mean[R::lanes] = {};
@@ -225,7 +231,7 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
               const char* rows, BoxStart* start) {
   using R = Row<E>;
   const bool streaming = item.batch * grid.length[0] * grid.length[1] * grid.length[2] * sizeof(E) > kStreamBytes;
-  const uint32_t mask = (uint32_t{1} << grid.shift) - 1;
+  const uint32_t fraction = (uint32_t{1} << grid.fraction_bits) - 1;
   const Samples<E> features(array, item), out(out_array, item);
   Acc<E> first[R::lanes], second[R::lanes];
   for (int i = 0; i < R::lanes; ++i)
@@ -241,19 +247,19 @@ void gradient(const Grid& grid, const Array& array, const Array& out_array, cons
         for (int k = 0; k < grid.views; ++k) {
           const BoxTable& table = box.table[k];
           const char* origin = rows + (k * grid.bins + start[k].bin) * kRowBytes + part * vector_bytes;
-          uint32_t place[kRowBytes / sizeof(uint32_t)];  // byte offsets of the rows of the positions' bins
-          uint32_t doubtful = grid.view[k].exact;
-          const Mask level = load<Mask>(table.level + p) + start[k].level;
-          doubtful |= lane_bits((Mask)((level & mask) <= 2 * kDoubt));
-          store(place, (level >> grid.shift) * kRowBytes);
-          if (__builtin_expect(doubtful, 0))
+          uint32_t offset[kRowBytes / sizeof(uint32_t)];  // in bytes, of the rows of the positions' bins
+          uint32_t near_edge = grid.view[k].always_divide;
+          const Mask place = load<Mask>(table.distance_in_bins + p) + start[k].rest_in_bins;
+          near_edge |= lane_bits((Mask)((place & fraction) <= 2 * kFixedPointError));
+          store(offset, (place >> grid.fraction_bits) * kRowBytes);
+          if (__builtin_expect(near_edge, 0))
             for (int i = 0; i < R::width; ++i)
-              place[i] = static_cast<uint32_t>(
-                  (exact_bin(grid, grid.view[k], start[k], table.t[p + i]) - start[k].bin) * kRowBytes);
+              offset[i] = static_cast<uint32_t>(
+                  (exact_bin(grid, grid.view[k], start[k], table.distance[p + i]) - start[k].bin) * kRowBytes);
           ADD_OPS_UNROLL
           for (int i = 0; i < R::width; i += 2) {
             uint64_t two;  // offsets at once, as in add_rows
-            std::memcpy(&two, place + i, sizeof two);
+            std::memcpy(&two, offset + i, sizeof two);
             sum[i] += load<Vec<Acc<E>>>(origin + (two & 0xffffffff));
             sum[i + 1] += load<Vec<Acc<E>>>(origin + (two >> 32));
           }
@@ -298,13 +304,13 @@ void histogram_finish(bool wide, int64_t bins, int parts, const void* const* row
   finish<float>(bins, parts, rows, range, factor, lanes, static_cast<float*>(out), out_stride);
 }
 
-void histogram_levels(bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes,
+void histogram_centre(bool wide, int64_t bins, const void* grad, const void* attention, int64_t stride, int lanes,
                       void* rows) {
   if (wide)
-    return center_levels<double>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention), stride,
-                                 lanes, static_cast<double*>(rows));
-  center_levels<float>(bins, static_cast<const float*>(grad), static_cast<const float*>(attention), stride, lanes,
-                       static_cast<float*>(rows));
+    return centre_gradient<double>(bins, static_cast<const double*>(grad), static_cast<const double*>(attention),
+                                   stride, lanes, static_cast<double*>(rows));
+  centre_gradient<float>(bins, static_cast<const float*>(grad), static_cast<const float*>(attention), stride, lanes,
+                         static_cast<float*>(rows));
 }
 
 void histogram_gradient(const Grid& grid, Feature type, const Array& features, const Array& out, const Item& item,

@@ -1,4 +1,25 @@
 // The plan of a call of view_histogram: boxes, views, tables and parts.
+//
+// How boxes are cut into bins, by an example: twelve positions in a row, the view (0, 0, 1) and four bins. The rule in
+// integers, which is kept bit for bit, is in add_ops/multi_view/README.md: a step is round(2^30 / 11), position n
+// stands at T = step * n, and its place, in bins, is T * 4 / (11 * step + 1).
+//
+//   position    0     1     2     3     4     5     6     7     8     9     10    11
+//   place     0.00  0.36  0.73  1.09  1.45  1.82  2.18  2.55  2.91  3.27  3.64  4.00 - 4e-9
+//   bin         0     0     0     1     1     1     2     2     2     3     3     3
+//
+// A division for every position is slow, so let there be three boxes of four. In all boxes of a shape the positions
+// have the same distances from the lowest one, here 0.00, 0.36, 0.73, 1.09. They are sorted, and made fixed-point
+// numbers, once (BoxTable). A box divides for its lowest position alone (BoxStart), adds the rest of that to the
+// distances, and is cut where the whole part of the sum changes (find_cuts):
+//
+//   positions   lowest                   rest + distances            cut into
+//   0 … 3       0.00: bin 0, rest 0.00   0.00  0.36  0.73 | 1.09     three in bin 0, one in bin 1
+//   4 … 7       1.45: bin 1, rest 0.45   0.45  0.82 | 1.18  1.55     two in bin 1, two in bin 2
+//   8 … 11      2.91: bin 2, rest 0.91   0.91 | 1.27  1.64  2.00     one in bin 2, three in bin 3
+//
+// The first sum, 0, and the last one, 2 - 4e-9, are nearer to the edge of a bin than fixed point is exact. A box with
+// such a sum is divided position by position (exact_bin).
 #pragma once
 
 #include <algorithm>
@@ -41,39 +62,40 @@ inline void integer_steps(const double* direction, const int64_t* length, bool u
 
 // The tables of all shapes along one view, `views` apart. The whole box is sorted; one cut short keeps that order.
 inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTable* tables) {
-  uint64_t keys[kBox];  // t < 2^40 above the three indices
+  uint64_t keys[kBox];  // the distance, below 2^40, above the three indices
   const int* box = grid.box;
-  const auto corner = [&](const int* extent) {
+  const auto lowest_corner = [&](const int* extent) {
     int64_t sum = 0;
     for (int i = 0; i < 3; ++i) sum += std::min<int64_t>(view.step[i], 0) * (extent[i] - 1);
     return sum;
   };
-  const int64_t whole = corner(box);
+  const int64_t lowest = lowest_corner(box);
   int count = 0;
   for (int64_t i = 0; i < box[0]; ++i)
     for (int64_t j = 0; j < box[1]; ++j) {
-      const int64_t t = view.step[0] * i + view.step[1] * j - whole;
+      const int64_t distance = view.step[0] * i + view.step[1] * j - lowest;
       for (int64_t k = 0; k < box[2]; ++k)
-        keys[count++] = static_cast<uint64_t>((t + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
+        keys[count++] = static_cast<uint64_t>((distance + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
     }
   if (sorted) std::sort(keys, keys + count);
-  for (int cut = 0; cut < kShapes; ++cut) {
-    const BoxShape& shape = grid.shape[cut];
+  for (int index = 0; index < kShapes; ++index) {
+    const BoxShape& shape = grid.shape[index];
     if (shape.count == 0) continue;
-    BoxTable& table = tables[cut * grid.views];
-    table.corner = corner(shape.extent);
+    BoxTable& table = tables[index * grid.views];
+    table.lowest_corner = lowest_corner(shape.extent);
     int used = 0;
     for (int p = 0; p < count; ++p) {
       const int i = keys[p] >> 16 & 255, j = keys[p] >> 8 & 255, k = keys[p] & 255;
       if (i >= shape.extent[0] || j >= shape.extent[1] || k >= shape.extent[2]) continue;
-      table.t[used] = static_cast<int64_t>(keys[p] >> 24) + whole - table.corner;
+      table.distance[used] = static_cast<int64_t>(keys[p] >> 24) + lowest - table.lowest_corner;
       table.row[used] = static_cast<uint16_t>((1 + (i * shape.extent[1] + j) * shape.extent[2] + k) * kRowBytes);
-      table.level[used] = static_cast<uint32_t>(static_cast<double>(table.t[used] * grid.bins) * view.scale);
+      table.distance_in_bins[used] =
+          static_cast<uint32_t>(static_cast<double>(table.distance[used] * grid.bins) * view.to_fixed_point);
       ++used;
     }
-    std::fill(table.t + used, std::end(table.t), table.t[0]);
+    std::fill(table.distance + used, std::end(table.distance), table.distance[0]);
     std::fill(table.row + used, std::end(table.row), 0);
-    std::fill(table.level + used, std::end(table.level), table.level[0]);
+    std::fill(table.distance_in_bins + used, std::end(table.distance_in_bins), table.distance_in_bins[0]);
   }
 }
 
@@ -99,7 +121,7 @@ struct Plan {
 
     grid.bins = bins;
     grid.views = static_cast<int>(count);
-    grid.shift = 31;
+    grid.fraction_bits = 31;
     for (int64_t k = 0; k < count; ++k) {
       View& view = views[k];
       int64_t step[3], total = 0;
@@ -114,11 +136,12 @@ struct Plan {
       }
       view.divisor = total + 1;
       box_bins = box_bins * static_cast<double>(bins) / static_cast<double>(view.divisor) + 2;
-      view.exact = box_bins > kBox;
-      while (!view.exact && std::ldexp(box_bins, grid.shift) >= 0x1p32) --grid.shift;
+      view.always_divide = box_bins > kBox;
+      while (!view.always_divide && std::ldexp(box_bins, grid.fraction_bits) >= 0x1p32) --grid.fraction_bits;
     }
     for (View& view : views)
-      view.scale = view.exact ? 0 : std::ldexp(1.0, grid.shift) / static_cast<double>(view.divisor);
+      view.to_fixed_point =
+          view.always_divide ? 0 : std::ldexp(1.0, grid.fraction_bits) / static_cast<double>(view.divisor);
     tables.reset(new BoxTable[kShapes * count]);
     grid.view = views.data();
     grid.table = tables.get();
@@ -147,12 +170,12 @@ struct Plan {
       grid.box[i] = static_cast<int>(box[i]);
       grid.boxes[i] = ceil_divide(grid.length[i], box[i]);
     }
-    for (int cut = 0; cut < kShapes; ++cut) {
-      BoxShape& shape = grid.shape[cut];
+    for (int index = 0; index < kShapes; ++index) {
+      BoxShape& shape = grid.shape[index];
       shape.count = 1;
       for (int i = 0; i < 3; ++i) {
         const int64_t tail = grid.length[i] % box[i];
-        shape.extent[i] = static_cast<int>(cut >> i & 1 ? tail : box[i]);
+        shape.extent[i] = static_cast<int>(index >> i & 1 ? tail : box[i]);
         shape.count *= shape.extent[i];
       }
       shape.run = 1;

@@ -74,14 +74,14 @@ struct Box {
 
 Box find_box(const Grid& grid, int64_t index) {
   Box box;
-  int cut = 0;
+  int shape = 0;
   for (int axis = 2; axis >= 0; --axis) {
     box.start[axis] = index % grid.boxes[axis] * grid.box[axis];
     index /= grid.boxes[axis];
-    if (box.start[axis] + grid.box[axis] > grid.length[axis]) cut |= 1 << axis;
+    if (box.start[axis] + grid.box[axis] > grid.length[axis]) shape |= 1 << axis;
   }
-  box.shape = &grid.shape[cut];
-  box.table = &grid.table[cut * grid.views];
+  box.shape = &grid.shape[shape];
+  box.table = &grid.table[shape * grid.views];
   return box;
 }
 
