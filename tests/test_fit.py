@@ -1,0 +1,231 @@
+"""The loop that trains a model: what it shows to whom, when it stops, what it keeps; on networks that take notes."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training import fit as loop
+from training.config import Config
+from training.data.loader import Split
+from training.models.detector import Detector
+from training.models.distillers import DISTILLERS, NoDistillation
+from training.models.weights import read_weights
+from training.report.log import Log, read_rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RAW = np.random.default_rng(0).integers(0, 100, (16, 8, 8, 3), dtype=np.uint8)
+PLACE = {image.tobytes(): index for index, image in enumerate(RAW)}  # what a raw picture shows, by its pixels
+
+
+def splits() -> dict[str, Split]:
+    """Pixels tell the quality: 0…99 raw, 100…199 c40."""
+    twins = np.arange(16) // 2
+    return {name: Split({"raw": RAW, "c40": RAW + 100}, np.arange(16) % 2, twins, twins) for name in ("train", "val")}
+
+
+class Network(nn.Module):
+    """What the loop asks of a detector; notes the images, and before each training step its own weights."""
+
+    channels, name, image_size, mean, std = (2, 2, 2, 2), "none", 8, (0.5,) * 3, (0.5,) * 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.backbone, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, 2)
+        self.learnt, self.judged, self.weights, self.modes = [], [], [], set()
+
+    def pixels(self, images):
+        self.modes.add((self.training, torch.is_grad_enabled()))
+        (self.learnt if torch.is_grad_enabled() else self.judged).append(images.clone())
+        return images.permute(0, 3, 1, 2).float() / 100
+
+    def forward(self, images, *, head_only=False):
+        if self.training:
+            self.weights.append({name: value.clone() for name, value in self.state_dict().items()})
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not head_only):
+            maps = self.backbone(images)
+        return [maps] * 4, maps.mean((2, 3)), self.head(maps.mean((2, 3)))
+
+
+class One(NoDistillation):
+    """A term of 1 at every batch."""
+
+    needs_teacher = True
+
+    def forward(self, student, *_):
+        return {"one": 1 + 0 * student[0].sum()}
+
+
+def train(folder, role="kd", **changes) -> tuple[Network, Network, list[dict]]:
+    """A model, the teacher that it had, and the log; four steps an epoch."""
+    values = dict(name="run", out=str(folder), image_size=8, batch_size=4, flip=False, log_every=1, epochs=1)
+    config = Config(**(values | dict(validations_per_epoch=1) | changes))
+    model, teacher, log = Network(), Network().requires_grad_(False).eval(), Log(config.folder, True)
+    loop.fit(role, model, splits(), config, loop.new_accelerator(config), log, teacher=teacher)
+    return model, teacher, [row for row in read_rows(config.folder / "metrics.jsonl") if row["model"] == role]
+
+
+def test_a_teacher_learns_raw_images_alone(tmp_path):
+    model, other, log = train(tmp_path, "teacher", teacher_epochs=2, teacher_lr=0.5, lr=0.1, epochs=5, warmup_epochs=1)
+    assert len(model.learnt) == 8 and not other.judged
+    assert all(int(images.max()) < 100 for images in model.learnt + model.judged)
+    assert max(row.get("lr", 0) for row in log) == pytest.approx(0.5, rel=0.1), "its own rate"
+    assert not torch.equal(model.weights[1]["backbone.weight"], model.weights[0]["backbone.weight"]), "no warm-up"
+
+
+def test_a_student_learns_compressed_images_whose_raw_twins_its_teacher_sees(tmp_path):
+    model, teacher, log = train(tmp_path, epochs=2, flip=True, teacher_epochs=5, teacher_lr=0.5, lr=0.1)
+    assert len(model.learnt) == len(teacher.judged) == 8 and not teacher.learnt
+    for images, twins in zip(model.learnt, teacher.judged, strict=True):
+        assert torch.equal(images, twins + 100) and int(twins.max()) < 100
+    assert all(int(images.min()) >= 100 for images in model.judged), "validated on what it is for"
+    assert model.modes == {(True, True), (False, False)} and teacher.modes == {(False, False)}
+    assert max(row.get("lr", 0) for row in log) == pytest.approx(0.1, rel=0.1)
+
+
+def test_cross_entropy_alone_asks_no_teacher(tmp_path):
+    model, teacher, log = train(tmp_path, "none")
+    assert len(model.learnt) == 4 and not teacher.judged and not teacher.learnt
+    assert all(row["loss"] == row["cross_entropy"] for row in log if "loss" in row)
+
+
+def test_each_epoch_has_an_order_and_flips_of_its_own(tmp_path):
+    def epochs(name, seed):
+        model = train(tmp_path / name, epochs=2, flip=True, seed=seed)[0]
+        raw = (torch.cat(model.learnt) - 100).numpy()
+        flipped = [image.tobytes() not in PLACE for image in raw]
+        upright = [image[:, ::-1] if turned else image for image, turned in zip(raw, flipped, strict=True)]
+        seen = list(zip([PLACE[image.tobytes()] for image in upright], flipped, strict=True))
+        return seen[:16], seen[16:]
+
+    first, second = epochs("a", 0)
+    for epoch in (first, second):
+        assert sorted(index for index, _ in epoch) == list(range(16)), "every pair once"
+        assert 0 < sum(turned for _, turned in epoch) < 16
+    assert [index for index, _ in first] != [index for index, _ in second] and set(first) != set(second)
+    assert epochs("b", 0) == (first, second)
+    other, _ = epochs("c", 1)
+    assert [index for index, _ in first] != [index for index, _ in other] and set(first) != set(other)
+
+
+@pytest.mark.parametrize(
+    ("found", "patience", "each", "best", "last"),
+    [
+        ([0.6, 0.8, 0.7, 0.7, 0.9], 2, 4, 2, 4),
+        ([0.6, 0.8, 0.7, 0.7, 0.9], 3, 4, 5, 5),
+        ([0.6, 0.6, 0.6, 0.9, 0.9], 2, 4, 1, 3),
+        ([0.6, 0.5, 0.5, 0.9, 0.9], 2, 2, 1, 3),  # in the middle of an epoch
+        ([0.9, 0.8, 0.7, 0.6, 0.5], 9, 4, 1, 5),
+    ],
+)
+def test_validation_chooses_the_weights_and_the_end(tmp_path, monkeypatch, found, patience, each, best, last):
+    left, at = iter(found), []
+    changes = dict(epochs=5, patience=patience, validations_per_epoch=4 // each, lr=0.1)
+
+    def judged(model, split, config, accelerator, quality):
+        assert quality == "c40"
+        at.append({name: value.clone() for name, value in model.state_dict().items()})
+        return None, None
+
+    monkeypatch.setattr(loop, "predict", judged)
+    monkeypatch.setattr(loop.metrics, "compute", lambda _: {"auc": next(left)})
+    model, *_ = train(tmp_path, **changes)
+    folder = tmp_path / "run" / "kd"
+    assert len(at) == last and len(model.learnt) == each * last
+    assert not torch.equal(at[0]["head.weight"], at[1]["head.weight"])
+    for kept in (model.state_dict(), read_weights(folder / "model.safetensors")):
+        assert all(torch.equal(value, at[best - 1][name]) for name, value in kept.items())
+    done = json.loads((folder / "done.json").read_text())
+    assert (done["best_auc"], done["best_step"], done["step"]) == (found[best - 1], each * best, each * last)
+    (folder / "done.json").unlink()  # as if it had been killed in its last moment
+    again, *_ = train(tmp_path, **changes)
+    assert not again.learnt and torch.equal(again.head.weight, at[best - 1]["head.weight"])
+
+
+def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path):
+    model, teacher, log = train(tmp_path, warmup_epochs=0.5)
+    moved = {
+        part: [not torch.equal(a[f"{part}.weight"], b[f"{part}.weight"]) for a, b in pairwise(model.weights)]
+        for part in ("backbone", "head")
+    }
+    assert moved == {"backbone": [False, False, True], "head": [True, True, True]}
+    assert len(teacher.judged) == 2 and ["kd" in row for row in log if "loss" in row] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("balance", [0.0, 3.0])
+def test_the_factor_of_distillation_scales_its_terms_alone(tmp_path, monkeypatch, balance):
+    monkeypatch.setitem(DISTILLERS, "one", lambda *_: One())
+    *_, log = train(tmp_path, "one", distillation_scale=0.25, balance=balance)
+    first = next(row for row in log if "loss" in row)
+    assert first["one"] == pytest.approx(0.25 * (balance * first["cross_entropy"] or 1))
+    assert first["loss"] == pytest.approx(first["cross_entropy"] + first["one"])
+
+
+def test_batches_that_are_accumulated_are_one_step(tmp_path):
+    whole, *_ = train(tmp_path / "a", lr=0.1)
+    parts, *_ = train(tmp_path / "b", lr=0.1, batch_size=2, accumulate=2)
+    assert len(parts.learnt) == 2 * len(whole.learnt) == 8
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_step_is_validated_wherever_an_epoch_ends(tmp_path):
+    *_, log = train(tmp_path, batch_size=3, validations_per_epoch=2)
+    assert [row["step"] for row in log if "val_auc" in row] == [2, 4, 5]
+
+
+def test_rate_and_decay_are_as_told(tmp_path):
+    for name, rise, peak in (("a", 0.5, 6), ("b", 0.2, 2)):
+        *_, log = train(tmp_path / name, "none", epochs=3, lr=0.1, rise=rise)
+        rates = [row["lr"] for row in log if "lr" in row]
+        assert len(rates) == 12 and abs(np.argmax(rates) + 1 - peak) <= 1
+    plain, decayed = (train(tmp_path / f"{decay}", "none", lr=0.1, weight_decay=decay)[0] for decay in (0.0, 9.0))
+    assert decayed.backbone.weight.norm() < plain.backbone.weight.norm()
+
+
+def test_a_model_is_asked_about_the_frames_that_there_are():
+    model, split, accelerator = Network(), splits()["val"], loop.new_accelerator(Config())
+    chosen = [i for i in range(16) if i not in (1, 4)]
+    split.images["c40"] = [image if i in chosen else None for i, image in enumerate(split.images["c40"])]
+    split.images["c23"] = [None] * 16
+
+    def said(quality, **limit):
+        return loop.predict(model, split, Config(image_size=8, batch_size=1), accelerator, quality, **limit)
+
+    outcome, features = said("c40")
+    with torch.no_grad():
+        _, expected, logits = model(model.pixels(torch.from_numpy(RAW[chosen] + 100)))
+    assert outcome.scores == pytest.approx(logits.softmax(1)[:, 1].numpy(), abs=1e-6)
+    assert features == pytest.approx(expected.numpy(), abs=1e-6)
+    assert outcome.labels.tolist() == [i % 2 for i in chosen] and outcome.groups.tolist() == [i // 2 for i in chosen]
+    few, again = (said("c40", limit=5)[0] for _ in range(2))
+    places = [outcome.scores.tolist().index(score) for score in few.scores]
+    assert len(places) == 5 and places == sorted(set(places)) and few.scores.tolist() == again.scores.tolist()
+    assert few.labels.tolist() == outcome.labels[places].tolist()
+    assert len(said("c40", limit=99)[0].scores) == 14
+    with pytest.raises(ValueError, match=r"^quality: the split has no frame in 'c23'$"):
+        said("c23")
+
+
+def test_a_step_that_nothing_fills_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size: 16 training pairs do not fill one step"):
+        train(tmp_path, batch_size=17)
+
+
+@pytest.mark.parametrize(("changes", "copied"), [({}, True), ({"student_from_teacher": False}, False)])
+def test_a_student_starts_as_its_teacher_or_anew(changes, copied):
+    config = Config(image_size=32, teacher_model="test_byobnet", student_model="test_byobnet", **changes)
+    torch.manual_seed(9)
+    teacher = Detector("test_byobnet", 32)
+    student = loop.new_student(config, teacher)
+    same = [torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True)]
+    assert all(same) == copied and student is not teacher
+    again = loop.new_student(config, teacher)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True)), "by the seed"
+    config.student_model = "test_efficientnet"
+    assert loop.new_student(config, teacher).name == "test_efficientnet"
