@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from training import study
 from training.data import embedded
+from training.data.frames import Split
+from training.files import read_npz, write_text
 from training.options import Stopped
 from training.report import folds
+from training.report.metrics import Outcome
 from training.study import Model, StudyConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,6 +141,53 @@ def test_the_best_single_method_is_judged_on_common_folds():
 
 
 # --------------------------------------------------------------------------------------------------------------- study
+
+
+def test_the_factor_with_the_best_validation_is_chosen_once_all_are_known(tmp_path):
+    config = StudyConfig(**TINY | {"scales": [0.3, 1.0, 3.0]}, out=str(tmp_path), students=["none", "kd"])
+    models = study.trials(config, "c40", "kd")
+    assert [(model.fold, model.scale, model.tested) for model in models] == [(0, s, False) for s in (0.3, 1.0, 3.0)]
+    for model, auc in zip(models, (0.7, 0.9, 0.8), strict=True):
+        assert study.chosen(config, "c40", "kd") is None, "not before the last is trained"
+        write_text(model.folder(config) / "done.json", json.dumps({"best_auc": auc}))
+    assert study.chosen(config, "c40", "kd") == 1.0 and study.chosen(config, "c40", "none") == 1.0
+    (models[1].folder(config) / "done.json").unlink()
+    assert study.chosen(config, "c40", "kd", lost=[models[1]]) == 3.0, "of those that are left"
+    assert study.chosen(config, "c40", "kd", lost=models[:2]) == 3.0
+
+
+def test_a_student_is_tested_once_in_each_quality_on_the_photographs_of_its_fold(tmp_path, monkeypatch):
+    labels, asked = np.arange(4) % 2, []
+    images = {quality: np.zeros((4, 8, 8, 3), np.uint8) for quality in ("raw", "c23", "c40")}
+    splits = {name: Split(images, labels, labels, labels, 10 * labels + len(name)) for name in ("train", "val", "test")}
+
+    def trained(role, model, given, config, *_, teacher=None):
+        asked.append((role, config.seed, config.distillation_scale, given["train"].learnt, teacher is not None))
+        return model
+
+    def predicted(model, split, config, accelerator, quality):
+        asked.append((quality, int(split.photographs[0]), model.training))
+        return Outcome(np.full(4, 0.1 * int(quality[1:])), labels, labels), None
+
+    monkeypatch.setattr(study, "load_splits", lambda config: splits)
+    monkeypatch.setattr(study, "new_model", lambda *_: nn.Linear(1, 1))
+    monkeypatch.setattr(study, "new_student", lambda *_: nn.Linear(1, 1))
+    monkeypatch.setattr(study, "fit", trained)
+    monkeypatch.setattr(study, "predict", predicted)
+    changes = TINY | {"conditions": ["c40", "c23"], "crfs": [23, 40], "out": str(tmp_path), "seed": 7}
+    config = StudyConfig(**changes, students=["none", "kd"])
+    model = Model(1, "kd", "c40", 10.0)
+    study.make(config, model)
+    assert asked[0][:2] == ("teacher", 8) and asked[1] == ("kd", 8, 10.0, ("c40",), True)
+    assert asked[2:] == [("c40", 4, False), ("c23", 4, False)], "4: of the test split"
+    for quality, path in model.tests(config).items():
+        kept = read_npz(path)
+        assert kept["scores"].tolist() == [0.1 * int(quality[1:])] * 4 and kept["labels"].tolist() == labels.tolist()
+        assert kept["photographs"].tolist() == (10 * labels + 4).tolist()
+    study.make(config, model)
+    assert len(asked) == 6, "what was said is not asked for again"
+    study.make(config, Model(1, "kd", "c40", 1.0, tested=False))
+    assert len(asked) == 8, "who only chooses a factor is not tested"
 
 
 def inline(work, ready, output, finished, *, width, preload):
