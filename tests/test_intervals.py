@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from training.report import intervals, results, sentences, simulate, tables
 from training.report.metrics import METRICS, Outcome
@@ -48,6 +50,23 @@ def test_every_sample_its_own_source_is_delong():
         a, b = (np.array(contrast) @ part @ contrast for part in (of_fakes, of_reals))
         assert error**2 == pytest.approx(a + b)
         assert freedom == pytest.approx((a + b) ** 2 / (a**2 / 11 + b**2 / 16)), "Satterthwaite"
+
+
+def test_intervals_are_of_95_percent():
+    assert intervals.percentile_interval(np.arange(1001.0)) == (25, 975)
+    assert intervals.percentile_interval(np.append(np.arange(1001.0), np.nan)) == (25, 975)
+    assert np.isnan(intervals.percentile_interval(np.full(5, np.nan))).all()
+    first, second = drawn(30), drawn(30, gap=0.5, seed=1)
+    one, other = (intervals.placements(each.scores, each.labels) for each in (first, second))
+    error, freedom = intervals.clustered_error(one - other, first.labels, first.groups)
+    cell = intervals.auc_difference(first, second)
+    by_scipy = stats.t(freedom, loc=cell["value"], scale=error)
+    assert (cell["low"], cell["high"]) == pytest.approx(by_scipy.interval(0.95))
+    assert cell["p"] == pytest.approx(2 * min(by_scipy.cdf(0), by_scipy.sf(0)))
+    error, freedom = intervals.clustered_error(one, first.labels, first.groups)
+    auc = roc_auc_score(first.labels, first.scores)  # its logit, by the delta method
+    ends = stats.t(freedom, loc=np.log(auc / (1 - auc)), scale=error / (auc * (1 - auc))).interval(0.95)
+    assert intervals.auc_interval(first) == pytest.approx(tuple(1 / (1 + np.exp(-np.array(ends)))))
 
 
 def test_sources_with_both_classes_by_hand():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from training.report import metrics
 
@@ -58,6 +58,14 @@ def test_bootstrap_spread_shrinks_with_the_root_of_the_groups():
     assert np.mean(spread[100]) / np.mean(spread[400]) == pytest.approx(2, rel=0.2)
 
 
+def test_chunks_of_resamples_are_those_of_one_draw():
+    result = outcome(np.random.default_rng(0).random(20), np.tile([0, 1], 10))
+    whole, chunks = metrics.bootstrap(result, 6), metrics.bootstrap(result, 6, batch=40)
+    for name in ("accuracy", "auc"):
+        assert chunks[name].tolist() == whole[name].tolist() and len(set(whole[name])) > 3
+    assert metrics.bootstrap(result, 6, seed=1)["auc"].tolist() != whole["auc"].tolist()
+
+
 def test_bootstrap_resamples_groups():
     labels = np.tile([0, 1], 50)
     scores = np.random.default_rng(0).random(100)
@@ -76,4 +84,31 @@ def test_equal_error_rate_interpolates():
     assert metrics.equal_error_rate(np.array([0, 1.0]), np.array([0, 1.0])) == pytest.approx(0.5)
     assert metrics.equal_error_rate(np.array([0, 0, 1.0]), np.array([0, 1.0, 1.0])) == pytest.approx(0)
     assert metrics.equal_error_rate(*roc_curve([0, 1, 0, 1], [0.1, 0.4, 0.35, 0.8])[:2]) == pytest.approx(0)
-    assert average_precision_score([0, 1], [0.1, 0.9]) == 1
+    rates, true = np.array([0, 0.2, 0.7, 1]), np.array([0, 0.3, 0.9, 1])
+    grid = np.linspace(0, 1, 1_000_001)  # the curve, point by point
+    miss = 1 - np.interp(grid, rates, true)
+    found = grid[np.argmin(np.abs(grid - miss))]
+    assert 0.2 < found < 0.7 and metrics.equal_error_rate(rates, true) == pytest.approx(found, abs=1e-5)
+
+
+def test_a_score_of_one_half_is_called_fake_and_confidence_is_that_of_what_is_called():
+    values = metrics.compute(outcome([0.5, 0.45, 0.55, 0.45], [1, 0, 1, 1]))
+    assert (values["accuracy"], values["precision"], values["recall"]) == pytest.approx((0.75, 1, 2 / 3))
+    result = metrics.weighted(outcome([0.5, 0.45, 0.55, 0.45], [1, 0, 1, 1]), np.ones((1, 4)))
+    assert all(result[name][0] == pytest.approx(values[name], nan_ok=True, abs=1e-6) for name in metrics.METRICS)
+
+
+def test_resamples_of_one_class_are_undefined_where_the_metric_is():
+    result = outcome([0.9, 0.6, 0.4, 0.2], [1, 0, 1, 0], [1, 0, 1, 1])
+    reals, fakes = np.array([[0, 2.0, 0, 2]]), np.array([[1.0, 0, 3, 0]])
+    for counts, undefined in ((fakes, {"auc", "ap", "eer"}), (reals, {"auc", "ap", "eer", "recall"})):
+        found = metrics.weighted(result, counts)
+        assert {name for name in metrics.METRICS if np.isnan(found[name][0])} == undefined
+
+
+def test_samples_of_several_outcomes_are_pooled():
+    one, other = outcome([0.1, 0.9], [0, 1], [True, False]), outcome([0.4], [1], [True])
+    both = metrics.pooled([one, other])
+    assert both.scores.tolist() == [0.1, 0.9, 0.4] and both.labels.tolist() == [0, 1, 1]
+    assert both.groups.tolist() == [0, 1, 0] and both.hits.tolist() == [True, False, True]
+    assert metrics.pooled([one, outcome([0.4], [1])]).hits is None
