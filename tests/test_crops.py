@@ -47,6 +47,8 @@ def test_one_face_is_followed():
     other = np.array([100.0, 10, 118, 28])
     track = faces.follow([np.array([other, face + 1]), np.array([face]), np.empty((0, 4)), np.array([other])])
     assert np.array_equal(track[:2], [face + 1, face]) and np.isnan(track[2:]).all()
+    farther = np.array([25.0, 10, 60, 45])  # larger than the face, and within one side of it
+    assert np.array_equal(faces.follow([np.array([[0.0, 0, 40, 40]]), np.array([farther, face])])[1], face)
     filled = faces.smooth(np.array([[0.0] * 4, [np.nan] * 4, [4.0] * 4]), np.array([0.0, 1, 4]), 0)
     assert filled[:, 0].tolist() == [0, 1, 4]
     line = np.arange(9.0)[:, None] * np.ones(4)
@@ -59,6 +61,23 @@ def test_one_face_is_followed():
 def test_frames_are_evenly_spaced():
     assert crops.evenly(10, 5) == [1, 3, 5, 7, 9] and crops.evenly(3, 64) == [0, 1, 2]
     assert crops.evenly(300, 2) == [75, 225]
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "said"),
+    [
+        (6, 64, "c23: 6 frames were decoded, expected 4"),
+        (3, 64, "c23: 3 frames were decoded, expected 4"),
+        (4, 48, "c23: frames of 48×48, the reference 64×64"),
+    ],
+)
+def test_a_given_quality_has_the_frames_of_the_reference(tmp_path, frames, size, said):
+    for name, count, side in (("raw", 4, 64), ("c23", frames, size)):
+        trees.write_video(tmp_path / f"{name}.mp4", trees.clip_of("train", 0, 0, frames=count, size=side), crf=10)
+    clips = {name: tmp_path / f"{name}.mp4" for name in ("raw", "c23")}
+    item = sources.Video("set", "real", "0", 0, "train", "raw", clips, "0", root=tmp_path)
+    with pytest.raises(BrokenFile, match=f"^{said}"):
+        crops.pairs_of(item, crops.Pairing(out=str(tmp_path / "out"), frames=2, crfs=[23], detector="none"))
 
 
 def test_boxes_that_cannot_be_of_the_clip_are_refused(tmp_path):

@@ -197,6 +197,22 @@ def test_flushing_asks_the_system(tmp_path, monkeypatch):
     assert flushed[0].startswith(f"{tmp_path}/.a.txt.") and flushed[1] == str(tmp_path), "the file, then its name"
 
 
+def test_a_writer_that_breaks_off_half_way_leaves_what_was_there(tmp_path):
+    def half_a_file(target):
+        target.write_text("half")
+        raise RuntimeError("broken off")
+
+    def half_a_folder(target):
+        target.mkdir()
+        half_a_file(target / "a")
+
+    for name, write in (("file", half_a_file), ("new", half_a_file), ("folder", half_a_folder)):
+        files.write_text(tmp_path / "file", "whole")
+        with pytest.raises(RuntimeError, match="broken off"):
+            files.write_whole(tmp_path / name, write)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "whole"
+
+
 def spoil(path, how):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 64

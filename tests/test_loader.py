@@ -33,6 +33,12 @@ def test_one_flip_per_pair():
             item["raw"].numpy(), split.images["raw"][index][:, ::-1] if flips[-1] else split.images["raw"][index]
         )
     assert 0.3 < np.mean(flips) < 0.7
+
+    def flipped(epoch, seed=1):
+        shown = loader.PairDataset(split, 8, seed=seed, flip=True)
+        return [not np.array_equal(shown[epoch, i]["raw"], split.images["raw"][i]) for i in range(len(split))]
+
+    assert flipped(5) == flips and len({tuple(flipped(*key)) for key in ((5, 1), (6, 1), (5, 2))}) == 3
     plain = loader.PairDataset(split, 8, seed=1)
     assert all(np.array_equal(plain[5, i]["raw"].numpy(), split.images["raw"][i]) for i in range(len(split)))
 

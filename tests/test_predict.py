@@ -211,6 +211,31 @@ def test_whatever_goes_wrong_with_a_file_is_its_line(folder, checkpoint, capsys,
     assert len(said) == 2 and all(line.endswith(": RuntimeError: odd\\nthing") for line in said)
 
 
+def test_the_mean_decides_and_the_most_fake_frame_is_shown(tmp_path, monkeypatch):
+    """A model to which a crop is as fake as it is bright."""
+
+    class Model:
+        image_size = 8
+
+        def pixels(self, images):
+            return images.double().mean((1, 2, 3)) / 100
+
+        def __call__(self, fake):
+            return None, None, torch.stack([1 - fake, fake], 1).log()
+
+    def faces(shades):
+        return lambda *_: ((i, np.full((8, 8, 3), shade, np.uint8), (0, 0, 8, 8)) for i, shade in enumerate(shades))
+
+    predictor = predict.Predictor(Model(), predict.Cropping(size=None), batch_size=2)
+    for shades, said in (([45], "real 0.450"), ([55], "fake 0.550"), ([50], "fake 0.500")):
+        monkeypatch.setattr(predict, "faces_of", faces(shades))
+        assert str(predictor(predict.Item(tmp_path, tmp_path, tmp_path))) == said
+    monkeypatch.setattr(predict, "faces_of", faces([40, 90, 10, 20, 30]))
+    answer = predictor(predict.Item(tmp_path, tmp_path, tmp_path))
+    assert str(answer) == "real 0.380 (mean of 5 frames)", "though one frame is called fake"
+    assert answer.shown[2] == pytest.approx(0.9) and int(answer.shown[0].max()) == 90
+
+
 def test_any_number_of_inputs_and_files_of_one_name(folder, checkpoint, capsys):
     (folder / "other").mkdir()
     shutil.copy(folder / "coffee.png", folder / "other" / "astronaut.png")

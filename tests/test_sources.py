@@ -62,6 +62,14 @@ def test_frames_in_folders_called_like_their_video_and_videos_without_their_fold
     assert by_id(expected)["000_003"].people == ("000", "003") and by_id(expected)["000_003"].twin == "000"
 
 
+def test_fakes_of_people_that_no_list_pairs_are_left_out(tmp_path):
+    videos = "manipulated_sequences/Deepfakes/c23/videos"
+    tree = faceforensics(tmp_path, f"{videos}/000_001.mp4", f"{videos}/003_005.mp4", f"{videos}/003.mp4")
+    found = find("faceforensics", tree)
+    assert len(found.videos) == 12 and not {"000_001", "003_005", "003"} & {v.video_id for v in found.videos if v.label}
+    assert said(found, "^3 videos are in no official split and are left out$")
+
+
 def test_without_lists_it_is_said_where_they_come_from_or_whole_pairs_are_drawn(tmp_path):
     pairs = {"any": [[f"{2 * i:03d}", f"{2 * i + 1:03d}"] for i in range(20)]}
     tree = faceforensics(tmp_path, "original_sequences/actors/c23/videos/01__walking.mp4", pairs=pairs)
