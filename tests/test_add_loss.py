@@ -201,6 +201,8 @@ def test_bad_weights_and_layers_are_named():
         ADDLoss([-1], [1])
     with pytest.raises(ValueError, match="multi_view_weights: expected a finite number >= 0, got nan"):
         ADDLoss([1], [float("nan")])
+    with pytest.raises(TypeError, match="multi_view_weights: expected a number, got bool"):
+        ADDLoss([1], [True])
     for name in ("frequency_scale", "multi_view_scale"):
         with pytest.raises(ValueError, match=f"{name}: expected a finite number >= 0, got -1"):
             ADDLoss([1], [1], **{name: -1})
@@ -222,6 +224,7 @@ def test_bad_channels_are_named():
         ([2], [2, 3], ValueError, "student_channels: expected one number for each of the 2 layers.*got 1"),
         ([2, 3], [2, 3, 4], ValueError, "teacher_channels: expected one number for each of the 2 layers.*got 3"),
         ([2, 0], [2, 3], ValueError, "student_channels: expected an integer >= 1, got 0"),
+        ([2, True], [2, 3], TypeError, "student_channels: expected an integer >= 1, got bool"),
         ([2, 3], [2, 3.0], TypeError, "teacher_channels: expected an integer >= 1, got float"),
     ):
         with pytest.raises(error, match=message):

@@ -95,6 +95,15 @@ def test_dtypes_and_layouts(backend, distance, dtype, layout):
         assert_close(grad, expected_grad)
 
 
+def test_small_differences_are_not_lost_in_the_gaussian_distance(backend):
+    """1 − exp(−x) of x about 1e-11 is 0 in float32."""
+    student = torch.randn(2, 3, 4, 5)
+    teacher = student + 1e-5 * torch.randn(2, 3, 4, 5)
+    gap = dft(student.double() - teacher.double())
+    expected = -torch.expm1(-(gap.real**2 + gap.imag**2) / (2 * 0.5**2)).mean(1)
+    assert_close(spectral_distance(student, teacher, distance="gaussian", sigma=0.5), expected)
+
+
 @pytest.mark.parametrize("norm", ["forward", "ortho", "backward"])
 def test_norms_are_those_of_torch_fft(backend, norm):
     student, teacher = pair((2, 3, 4, 6))
@@ -245,6 +254,8 @@ BAD = [
     ((X[:, :0], X[:, :0]), {}, ValueError, r"student: expected .* only the first size 0 at most, got \(2, 0, 4, 5\)"),
     ((X.long(), X), {}, TypeError, r"student: expected float16, bfloat16, float32 or float64, got torch.int64"),
     ((X, X.to(torch.complex64)), {}, TypeError, r"teacher: expected float16.* got torch.complex64"),
+    ((X, X.to(torch.float8_e5m2)), {}, TypeError, r"teacher: expected float16.* got torch.float8_e5m2"),
+    ((X.to_sparse(), X), {}, TypeError, r"student: expected a dense tensor, got layout torch.sparse_coo"),
     ((X.numpy(), X), {}, TypeError, r"student: expected a tensor, got ndarray"),
     ((X, X.to("meta")), {}, ValueError, r"teacher: expected device cpu, that of student, got meta"),
     ((X, X), {"distance": "l1"}, ValueError, r"distance: expected one of 'l2', 'cosine', 'gaussian', got 'l1'"),
@@ -253,6 +264,8 @@ BAD = [
     ((X, X), {"sigma": 0.0}, ValueError, r"sigma: expected a finite number > 0, got 0.0"),
     ((X, X), {"gamma": float("nan")}, ValueError, r"gamma: expected a finite number, got nan"),
     ((X, X), {"gamma": "1"}, TypeError, r"gamma: expected a number, got str"),
+    ((X, X), {"gamma": True}, TypeError, r"gamma: expected a number, got bool"),
+    ((X, X), {"sigma": torch.ones(())}, TypeError, r"sigma: expected a number, got Tensor"),
 ]
 
 

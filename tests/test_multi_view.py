@@ -178,6 +178,18 @@ def test_all_pairs_equal_loops_over_pairs(backend, labels, distance, p):
     assert_close(actual, expected)
 
 
+def test_pairs_that_are_nearly_equal_keep_their_distance_in_float32(backend):
+    """As of trained maps: distances of 1e-9 between vectors of length 1, in a batch that is worth a matrix product."""
+    student = torch.randn(1, 8, 4, 4) + 1e-4 * torch.randn(32, 8, 4, 4)
+    teacher, views, labels = student + 1e-4 * torch.randn(32, 8, 4, 4), sample_views(3), torch.arange(32) % 2
+    x, y = (definition(maps, views, 4) for maps in (student, teacher))
+    every = (x[:, None] - y).square().sum(3).mean(2)
+    near = every[labels[:, None] == labels].mean()
+    actual = multi_view_loss(student, teacher, labels, views=views, bins=4, gamma=0.0, eta=1.0, margin=0.0)
+    assert 1e-10 < near < 1e-7
+    torch.testing.assert_close(actual.double(), 2 * near, rtol=1e-3, atol=0)
+
+
 def test_teacher_and_student_may_differ_in_channels_and_size(backend):
     """The default number of bins is gcd(12, 8) // 2 = 2; with gcd 1 it is 1."""
     student, teacher, views = torch.randn(2, 12, 5, 7).double(), torch.randn(2, 8, 3, 4).double(), sample_views(4)
@@ -315,12 +327,19 @@ BAD = [
     ((X[0], X), {}, ValueError, r"student: expected shape \(B, C, H, W\), got \(4, 3, 3\)"),
     ((X, X[:1]), {}, ValueError, r"teacher: expected the student's batch size 2, got 1"),
     ((X, X.int()), {}, TypeError, r"teacher: expected float16, bfloat16, float32 or float64, got torch.int32"),
+    ((X.to(torch.float8_e4m3fn), X), {}, TypeError, r"student: expected float16.* or float64, got torch.float8_e4m3fn"),
+    ((X, X.to_sparse()), {}, TypeError, r"teacher: expected a dense tensor, got layout torch.sparse_coo"),
     ((X, X.to("meta")), {}, ValueError, r"teacher: expected device cpu, that of student, got meta"),
     ((X, X, L.float()), {}, TypeError, r"labels: expected an integer or boolean tensor, got torch.float32"),
     ((X, X, [0, 1]), {}, TypeError, r"labels: expected an integer or boolean tensor, got list"),
     ((X, X, L[:, None]), {}, ValueError, r"labels: expected shape \(2,\), got \(2, 1\)"),
     ((X, X), {"bins": 0}, ValueError, r"bins: expected an integer >= 1, got 0"),
     ((X, X), {"bins": 2.0}, TypeError, r"bins: expected an integer >= 1, got float"),
+    ((X, X), {"bins": True}, TypeError, r"bins: expected an integer >= 1, got bool"),
+    ((X, X), {"views": True}, TypeError, r"views: expected an integer >= 1, got bool"),
+    ((X, X), {"margin": True}, TypeError, r"margin: expected a number, got bool"),
+    ((X, X), {"views": 1.01 * torch.eye(3)}, ValueError, r"views: expected unit vectors, got lengths \[1.0[01]"),
+    ((X, X), {"views": 0.99 * torch.eye(3)}, ValueError, r"views: expected unit vectors, got lengths \[0.9"),
     ((X, X), {"views": 0}, ValueError, r"views: expected an integer >= 1, got 0"),
     ((X, X), {"views": torch.eye(3)[:, :2]}, ValueError, r"views: expected shape \(K, 3\) with K >= 1, got \(3, 2\)"),
     ((X, X), {"views": torch.eye(3).long()}, TypeError, r"views: expected a float32 or float64 tensor, got"),

@@ -186,6 +186,9 @@ BAD = [
     ((X, X, P.clone().requires_grad_()), {}, ValueError, r"projections: expected a tensor without gradient"),
     ((X, X.to("meta"), P), {}, ValueError, r"y: expected device cpu, that of x, got meta"),
     ((X, X, P), {"p": 0}, ValueError, r"p: expected a finite number >= 1, got 0"),
+    ((X, X, P), {"p": True}, TypeError, r"p: expected a number, got bool"),
+    ((X, X.to_sparse(), P), {}, TypeError, r"y: expected a dense tensor, got layout torch.sparse_coo"),
+    ((X.to(torch.float8_e4m3fn), X, P), {}, TypeError, r"x: expected float16.* got torch.float8_e4m3fn"),
 ]
 
 
