@@ -11,6 +11,8 @@ import pytest
 
 from training import evaluate, export, options, predict, prepare, study, train
 from training.config import EMBEDDED, Config
+from training.data import embedded
+from training.models.distillers import DISTILLERS
 from training.options import POSITIONAL, read
 
 COMMANDS = {
@@ -207,6 +209,14 @@ def test_shipped_configurations(path, tmp_path):
     (tmp_path / "saved.yaml").write_text(config.to_yaml())
     assert options.load(tmp_path / "saved.yaml", kind) == config
     assert read(["--config", str(tmp_path / "saved.yaml")], kind, "x.py") == config
+
+
+def test_the_shipped_runs_are_those_the_readme_tells_of():
+    job = read([], Config, "train.py", EMBEDDED)
+    assert (job.test_clips, job.compression, job.seed, job.students) == (3000, "c36", 0, ["none", "add"])
+    compared = read([], study.StudyConfig, "study.py", study.DEFAULT)
+    assert len(compared.students) == 11 and set(compared.students) == set(DISTILLERS)
+    assert len(embedded.FOLDED) == len(set(embedded.FOLDED)) == 15
 
 
 def test_paper_numbers_of_resnet50():

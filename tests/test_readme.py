@@ -106,6 +106,16 @@ def test_the_messages_under_troubleshooting_are_those_that_users_meet():
     assert len(messages) > 10 and not [part for part in parts if len(part) > 8 and part not in text]
 
 
+def test_the_tests_of_the_claims_are_there():
+    rows = [row for row in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines() if "::" in row]
+    for row in rows:
+        file = None
+        for named, test in re.findall(r"`(tests/\w+\.py)?::(\w+)`", row):
+            file = ROOT / named if named else file
+            assert f"\ndef {test}(" in file.read_text(encoding="utf-8"), test
+    assert len(rows) > 20
+
+
 def test_the_version_is_one():
     assert f"version: {add_ops.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{add_ops.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
