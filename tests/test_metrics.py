@@ -1,5 +1,7 @@
 """Metrics by hand and against the libraries; resampled splits."""
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
@@ -27,10 +29,12 @@ def test_metrics_by_hand():
 
 
 def test_undefined_metrics_are_nan_and_do_not_crash():
+    assert metrics.compute(outcome([0.1, 0.9, 0.3], [0, 1, 0]))["auc"] == 1, "one fake is enough"
     for labels in ([0, 0, 0], [1, 1, 1]):
         one_class = outcome([0.1, 0.2, 0.3], labels)
         values = metrics.compute(one_class)
-        assert np.isnan([values["auc"], values["eer"], values["precision"], values["recall_at_1"]]).all()
+        assert np.isnan([values[name] for name in ("auc", "ap", "eer", "precision", "recall_at_1")]).all()
+        assert np.isnan([values["recall"], values["f1"]]).tolist() == [not any(labels)] * 2
         assert not np.isnan([values["accuracy"], values["ece"]]).any()
 
 
@@ -60,10 +64,10 @@ def test_bootstrap_spread_shrinks_with_the_root_of_the_groups():
 
 def test_chunks_of_resamples_are_those_of_one_draw():
     result = outcome(np.random.default_rng(0).random(20), np.tile([0, 1], 10))
-    whole, chunks = metrics.bootstrap(result, 6), metrics.bootstrap(result, 6, batch=40)
+    whole, chunks = metrics.bootstrap(result, 7), metrics.bootstrap(result, 7, batch=40)  # of two, and one left
     for name in ("accuracy", "auc"):
-        assert chunks[name].tolist() == whole[name].tolist() and len(set(whole[name])) > 3
-    assert metrics.bootstrap(result, 6, seed=1)["auc"].tolist() != whole["auc"].tolist()
+        assert chunks[name] == pytest.approx(whole[name]) and len(whole[name]) == 7 and len(set(whole[name])) > 3
+    assert metrics.bootstrap(result, 7, seed=1)["auc"].tolist() != whole["auc"].tolist()
 
 
 def test_bootstrap_resamples_groups():
@@ -102,7 +106,8 @@ def test_resamples_of_one_class_are_undefined_where_the_metric_is():
     result = outcome([0.9, 0.6, 0.4, 0.2], [1, 0, 1, 0], [1, 0, 1, 1])
     reals, fakes = np.array([[0, 2.0, 0, 2]]), np.array([[1.0, 0, 3, 0]])
     for counts, undefined in ((fakes, {"auc", "ap", "eer"}), (reals, {"auc", "ap", "eer", "recall"})):
-        found = metrics.weighted(result, counts)
+        with warnings.catch_warnings(action="error"):
+            found = metrics.weighted(result, counts)
         assert {name for name in metrics.METRICS if np.isnan(found[name][0])} == undefined
 
 
