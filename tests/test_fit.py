@@ -79,7 +79,8 @@ def test_a_teacher_learns_raw_images_alone(tmp_path):
 
 
 def test_a_student_learns_compressed_images_whose_raw_twins_its_teacher_sees(tmp_path):
-    model, teacher, log = train(tmp_path, epochs=2, flip=True, teacher_epochs=5, teacher_lr=0.5, lr=0.1)
+    changes = dict(teacher_epochs=5, teacher_lr=0.5, validations_per_epoch=2)  # also in the middle of an epoch
+    model, teacher, log = train(tmp_path, epochs=2, flip=True, lr=0.1, **changes)
     assert len(model.learnt) == len(teacher.judged) == 8 and not teacher.learnt
     for images, twins in zip(model.learnt, teacher.judged, strict=True):
         assert torch.equal(images, twins + 100) and int(twins.max()) < 100
@@ -155,6 +156,26 @@ def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path):
     }
     assert moved == {"backbone": [False, False, True], "head": [True, True, True]}
     assert len(teacher.judged) == 2 and ["kd" in row for row in log if "loss" in row] == [False, False, True, True]
+
+
+def test_a_distiller_is_told_what_both_networks_say_of_the_same_samples(tmp_path, monkeypatch):
+    told = []
+
+    class Told(One):
+        def forward(self, student, teacher, *rest):
+            told.append((student, teacher, *rest))
+            return super().forward(student)
+
+    monkeypatch.setitem(DISTILLERS, "told", lambda *_: Told())
+    model, teacher, _ = train(tmp_path, "told", flip=True)
+    for images, (maps, targets, said, known, labels) in zip(model.learnt, told, strict=True):
+        assert said.requires_grad and maps[0].requires_grad and not (known.requires_grad or targets[0].requires_grad)
+        raw = images - 100
+        places = [PLACE.get(i.numpy().tobytes(), PLACE.get(i.flip(1).numpy().tobytes())) for i in raw]
+        assert labels.tolist() == [place % 2 for place in places]
+        with torch.no_grad():
+            expected, _, logits = teacher(teacher.pixels(raw))
+        torch.testing.assert_close((targets, known), (expected, logits))
 
 
 @pytest.mark.parametrize("balance", [0.0, 3.0])

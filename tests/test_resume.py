@@ -64,9 +64,13 @@ def test_other_training_pairs_are_refused_other_test_pairs_are_not(opened):
 def test_where_nothing_is_left_to_train_the_table_may_have_grown(opened):
     config, splits = opened
     for role in ("teacher", "none"):
+        with pytest.raises(ValueError, match="its steps would be others"):
+            train.open_run(config, splits | {"train": splits["val"]}, 3)
         (config.folder / role).mkdir()
         (config.folder / role / "done.json").write_text("{}")
     train.open_run(config, splits | {"train": splits["val"]}, 3)
+    known = json.loads((config.folder / "run.json").read_text())
+    assert known["processes"] == 3 and known["data"]["train"] == splits["val"].fingerprint()
 
 
 def test_a_set_that_cannot_be_read_leaves_the_earlier_run_alone(opened):
