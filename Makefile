@@ -4,6 +4,7 @@
 # make gate    fail where the kernels have lost their lead over plain PyTorch, in a few seconds
 # make versions  the operators' tests with the oldest and the newest torch; PYTHON="python3.11 python3.14" names several
 # make sanitize    random calls of every operator under the address, undefined and thread sanitizers; CASES=10000
+# make mutants     which single changes of the code no fast test notices (long); ONLY="training.report.metrics*"
 # make docs    the site in build/docs/site, warnings are errors
 # make wheel   source distribution and wheel in dist, installed where nothing else is and asked what they are
 # make gpu     on a machine with a CUDA device: tests, compute-sanitizer and benchmarks there, without a network
@@ -13,7 +14,7 @@ PYTHON ?= python3
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),.venv/triton-3.6)
 
-.PHONY: train test test-slow lint bench gate versions sanitize docs wheel gpu
+.PHONY: train test test-slow lint bench gate versions sanitize mutants docs wheel gpu
 
 # .venv/train: a stamp that this set of extras is installed as pyproject.toml and the C++ sources now stand.
 .venv/%: $(SOURCES)
@@ -52,6 +53,10 @@ versions:
 
 sanitize: .venv/test
 	.ci/sanitize
+
+mutants: .venv/test .venv/mutation
+	.venv/bin/python -m mutmut run $(ONLY)
+	.venv/bin/python -m mutmut results
 
 docs: .venv/docs
 	.venv/bin/python docs/build.py
