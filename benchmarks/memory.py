@@ -37,13 +37,14 @@ def _peak(entry: Entry, shape: Shape, provider: Provider, device: torch.device) 
         before = torch.cuda.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
     value, gradient = provider.run(entry, inputs, shape, upstream)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
     return max(peak - before - value.nbytes - gradient.nbytes, 0)
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes in memory, now ("VmRSS") or at most ("VmHWM"), of this process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 

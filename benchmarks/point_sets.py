@@ -1,8 +1,9 @@
 """The sliced Wasserstein distance against POT and plain PyTorch: equal, unequal and weighted point sets.
 
 ``python -m benchmarks.point_sets`` prints a table and the bars; ``--write`` saves ``results/point_sets.json``,
-``--quick`` takes few shapes. Every provider is checked against the float64 reference before it is timed, turn by turn
-with the others. POT takes no batch, so that a batch is a loop there, and its NumPy backend gives no gradient.
+``--quick`` takes few shapes, ``--memory`` measures the memory alone. Every provider is checked against the float64
+reference before it is timed, turn by turn with the others. POT takes no batch, so that a batch is a loop there, and its
+NumPy backend gives no gradient.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from . import environment
 
@@ -29,6 +33,7 @@ import add_ops
 
 from . import plain
 from .measure import Timing, checked, interleaved
+from .memory import GIVE_BACK, SUPPORTED, resident
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("equal", "unequal", "weighted")
@@ -53,6 +58,10 @@ class Case(NamedTuple):
     points: int
     dim: int
     projections: int
+
+
+HEAVY = [Case(kind, 1, 2**16, 3, 50) for kind in KINDS]
+"""Where memory is measured."""
 
 
 def cases(quick: bool) -> list[Case]:
@@ -144,6 +153,33 @@ def measure(case: Case, budget: float) -> dict[str, dict[str, Any]]:
     return result
 
 
+def extra_bytes(case: Case, provider: str) -> int:
+    """Peak memory of forward + backward beyond the inputs, after a small call, which loads what is needed."""
+    for chosen in (case._replace(batch=1, points=64), case):
+        x, *rest = inputs(chosen)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+        before = resident("VmRSS")
+        torch.autograd.grad(PROVIDERS[provider](x, *rest).sum(), x)
+        extra = resident("VmHWM") - before
+    return extra
+
+
+def measure_memory() -> list[dict[str, Any]]:
+    """Rows of :data:`HEAVY`, each of a process of its own; none where the system cannot tell."""
+    if not SUPPORTED:
+        return []
+    calls = [(case, name) for case in HEAVY for name in PROVIDERS if name != "POT numpy"]
+    with patch.dict(os.environ, GIVE_BACK), multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        found = pool.starmap(extra_bytes, calls, chunksize=1)
+    rows = [
+        case._asdict() | {"provider": name, "MB": round(size / 1e6)}
+        for (case, name), size in zip(calls, found, strict=True)
+    ]
+    for row in rows:
+        print(*row.values(), "MB", flush=True)
+    return rows
+
+
 def ratios(results: dict[Case, dict], rival: str, what: str, kinds: tuple[str, ...]) -> list[float]:
     timed = [found[what] for case, found in results.items() if case.kind in kinds]
     pairs = [(found.get(rival), found.get("ours")) for found in timed]
@@ -177,8 +213,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few shapes")
     parser.add_argument("--write", action="store_true", help="save the results")
+    parser.add_argument("--memory", action="store_true", help="memory alone; --write adds it to the results")
     parser.add_argument("--budget", type=float, default=0.3, help="seconds of timing per shape")
     options = parser.parse_args()
+    saved = RESULTS / "point_sets.json"
+    if options.memory:
+        rows = measure_memory()
+        if options.write:
+            kept = json.loads(saved.read_text(encoding="utf-8")) | {"memory": rows}
+            saved.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
     stamp, results = environment.stamp(), {}
     stamp["versions"]["POT"] = ot.__version__
     print(f"{stamp['machine']}, {stamp['threads']} threads; commit {stamp['commit']}, {stamp['date']}; ms, p50")
@@ -200,8 +244,8 @@ def main() -> None:
             for what, by_provider in found.items()
             for name, timing in by_provider.items()
         ]
-        text = json.dumps({**stamp, "quick": options.quick, "bars": lines, "rows": rows}, indent=1, ensure_ascii=False)
-        (RESULTS / "point_sets.json").write_text(text + "\n", encoding="utf-8")
+        kept = {**stamp, "quick": options.quick, "bars": lines, "rows": rows, "memory": measure_memory()}
+        saved.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
