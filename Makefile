@@ -35,7 +35,7 @@ test: .venv/test
 	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/test $(OLDEST_TRITON)
-	.venv/bin/python -m pytest -n auto --dist worksteal -m slow
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "slow and not nightly"
 
 lint: .venv/lint
 	.venv/bin/ruff check .

@@ -355,5 +355,6 @@ def test_the_processes_of_a_pool_end_with_a_parent_that_is_killed():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_and_resumed_is_the_same_to_the_bit():
     assert kill_and_resume.main(["--kills", "2", "--seed", "3"]) == 0
