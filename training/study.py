@@ -37,7 +37,7 @@ from training.config import Config
 from training.data import embedded
 from training.data.frames import RAW, embedded_spec
 from training.data.loader import load_splits
-from training.files import read_npz, remove_drafts, write_text, write_whole
+from training.files import read_json, read_npz, remove_drafts, write_text, write_whole
 from training.fit import check_distillers, fit, keep_freed_memory, new_accelerator, new_model, new_student, predict
 from training.locks import beside, only_one
 from training.models.distillers import DISTILLERS
@@ -152,7 +152,7 @@ class Model:
     def validation_auc(self, config: StudyConfig) -> float:
         path = self.folder(config) / "done.json"
         try:
-            return float(json.loads(path.read_text(encoding="utf-8"))["best_auc"])
+            return float(read_json(path)["best_auc"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged; remove its folder to train the model again: {error}") from error
 

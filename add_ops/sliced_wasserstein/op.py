@@ -218,8 +218,7 @@ def _slices(
     """``W_p^p`` along each direction, (B, K)."""
     (x_values, x_order), (y_values, y_order) = _sorted(x, projections, "x"), _sorted(y, projections, "y")
     if x.shape == y.shape and x_weights is None and y_weights is None:
-        gap = x_values - y_values
-        return (gap.square() if p == 2 else gap.abs() if p == 1 else gap.abs().pow(p)).mean(2)
+        return reference.power(x_values - y_values, p).mean(2)
     dtype = torch.promote_types(x_values.dtype, y_values.dtype)
     values = x_values.to(dtype), y_values.to(dtype)
     return _dispatch.call("quantile_distance", *values, x_order, y_order, x_weights, y_weights, float(p))

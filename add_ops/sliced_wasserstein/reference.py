@@ -19,6 +19,11 @@ def permutation_dtype(points: int) -> torch.dtype:
     return torch.int16 if points <= 2**15 else torch.int32
 
 
+def power(x: Tensor, p: float) -> Tensor:
+    """``|x|^p``, in as few operations as p allows."""
+    return x.square() if p == 2 else x.abs() if p == 1 else x.abs().pow(p)
+
+
 def project(points: Tensor, projections: Tensor) -> Tensor:
     """(B, N, D) points on (D, K) directions: (B, K, N), contiguous, each row one direction."""
     dtype = accumulation(points, projections)
