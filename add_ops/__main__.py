@@ -16,6 +16,7 @@ from torch import Tensor
 import add_ops
 
 from . import _dispatch
+from ._output import outliving_readers
 
 TOLERANCE = 1e-5
 
@@ -55,6 +56,7 @@ def _self_test(device: str) -> dict[str, tuple[float, str, list[str]]]:
     return errors
 
 
+@outliving_readers()
 def main() -> int:
     def installed(package: str) -> str:
         try:

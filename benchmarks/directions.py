@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import add_ops
+from add_ops._output import outliving_readers
 
 from .charts import INK
 
@@ -92,6 +93,7 @@ def by_sampling(dim: int, measure: Callable[[str], object]) -> dict[str, object]
     return {name: measure(name) for name in samplings(dim)}
 
 
+@outliving_readers()
 def main() -> None:
     torch.set_num_threads(1)
     distances = {

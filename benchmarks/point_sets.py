@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 import add_ops
+from add_ops._output import outliving_readers
 
 from . import plain
 from .measure import Timing, checked, interleaved
@@ -209,6 +210,7 @@ def verdicts(results: dict[Case, dict]) -> list[str]:
     return lines
 
 
+@outliving_readers()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few shapes")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import add_ops
+from add_ops._output import outliving_readers
 
 from . import environment, tables
 from .bars import bars
@@ -139,6 +140,7 @@ def gate(device: torch.device) -> int:
     return int(red)
 
 
+@outliving_readers()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few shapes, under a minute")

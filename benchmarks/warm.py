@@ -10,6 +10,8 @@ from multiprocessing import get_context
 
 import torch
 
+from add_ops._output import outliving_readers
+
 from .entry import REHEARSAL
 from .jobs import COMPILED, OTHERS, Job, parts, warm
 
@@ -26,6 +28,7 @@ def run(job: Job) -> str | None:
     return None
 
 
+@outliving_readers()
 def main() -> int:
     jobs = [job for part in parts(DEVICE, quick=False) for job in part.jobs if job.kind not in (COMPILED, OTHERS)]
     with get_context("spawn").Pool(PROCESSES) as pool:

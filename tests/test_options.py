@@ -1,11 +1,14 @@
 """The one way to say options: every spelling, every command, and what is said of wrong ones."""
 
+import importlib
 import multiprocessing
 import os
 import runpy
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -261,3 +264,55 @@ def test_without_a_file_the_main_job_holds():
     assert config.name == "embedded" and config.coordinates == "unit"
     words = ["--config", str(EMBEDDED.with_name("xception_ffpp_c40.yaml"))]
     assert read(words, Config, "train.py", EMBEDDED).coordinates == "index"
+
+
+@contextmanager
+def unread():
+    """Standard output and errors are pipes that nobody reads; closing them writes what they still hold."""
+    with ExitStack() as streams:  # no fixture: between set-up and call pytest puts its own streams back
+        for name in ("stdout", "stderr"):
+            reader, writer = os.pipe()
+            os.close(reader)
+            streams.enter_context(patch.object(sys, name, streams.enter_context(open(writer, "w"))))
+        yield
+
+
+def test_what_nobody_reads_does_not_end_the_work():
+    done = []
+
+    def work(_: Example) -> int:
+        for step in range(3):
+            print("said", flush=True)
+            print("and noted", file=sys.stderr, flush=True)
+            done.append(step)
+        print("buffered")
+        return 1
+
+    with unread():
+        assert options.run(work, Example, "example.py", []) == 1 and done == [0, 1, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="is about a disk that is full")
+def test_an_output_that_cannot_be_written_is_an_error(capsys):
+    with open("/dev/full", "w") as full, open(os.devnull, "w") as nowhere, patch.object(sys, "stdout", full):
+        assert options.run(lambda _: print("lost"), Example, "example.py", []) == 2
+        os.dup2(nowhere.fileno(), full.fileno())  # or closing it would fail
+    assert "No space left" in capsys.readouterr().err
+
+
+MAINS = [*(f"training.{name[:-3]}" for name in COMMANDS), "benchmarks.runner", "benchmarks.point_sets"]
+
+
+@pytest.mark.parametrize("module", MAINS)
+def test_help_that_nobody_reads_is_no_error(module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    main = importlib.import_module(module).main
+    with unread(), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+
+
+def test_a_report_that_nobody_reads_is_no_error():
+    main = importlib.import_module("add_ops.__main__").main
+    with unread():
+        assert main() == 0

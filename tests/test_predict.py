@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -272,6 +273,23 @@ def test_the_table_has_what_was_scored_when_ctrl_c_came(folder, checkpoint, caps
     assert "interrupted; the files so far" in capsys.readouterr().err
     with open(table) as file:
         assert [Path(line["file"]).name for line in csv.DictReader(file)] == ["astronaut.png"]
+
+
+@pytest.mark.parametrize(("words", "looked_at"), [([], 1), (["--csv", "all.csv"], 3)])
+def test_it_stops_when_nobody_reads_unless_there_is_a_table(folder, checkpoint, monkeypatch, words, looked_at):
+    looked = []
+
+    def look(self, item):
+        looked.append(item)
+        raise predict.BrokenFile("nothing")
+
+    monkeypatch.setattr(predict.Predictor, "__call__", look)
+    monkeypatch.chdir(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as unread, patch.object(sys, "stdout", unread):
+        predict.main([".", "--checkpoint", str(checkpoint), *words])
+    assert len(looked) == looked_at
 
 
 def test_a_table_that_cannot_be_written_is_said_before_the_work(folder, checkpoint, capsys):

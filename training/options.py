@@ -19,6 +19,8 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from add_ops._output import outliving_readers
+
 from .files import shown_lines
 from .interrupts import during_imports
 
@@ -34,6 +36,7 @@ class Stopped(RuntimeError):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
+@outliving_readers()
 def run(
     work: Callable[[O], int | None],
     kind: type[O],
@@ -54,7 +57,8 @@ def run(
         after_interrupt: what Ctrl-C leaves.
 
     Returns:
-        The exit status: that of ``work``, 1 where it was stopped, 2 for wrong usage or input, 130 after Ctrl-C.
+        The exit status: that of ``work``, 1 where it was stopped, 2 for wrong usage or input, 130 after Ctrl-C. Output
+        that nobody reads any more changes nothing.
     """
     importing = signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, during_imports)
     if importing and threading.current_thread() is threading.main_thread():
@@ -64,7 +68,9 @@ def run(
             stream.reconfigure(errors="backslashreplace")  # a locale without "–" must not cost what was worked out
     try:
         about = sys.modules[work.__module__].__doc__
-        return work(read(sys.argv[1:] if argv is None else argv, kind, command, default, about)) or 0
+        status = work(read(sys.argv[1:] if argv is None else argv, kind, command, default, about)) or 0
+        print(end="", flush=True)  # what a full disk does not take is an error
+        return status
     except Stopped as error:
         status, said = 1, f"error: {error}"
     except (ValueError, OSError) as error:

@@ -275,6 +275,8 @@ def work(options: Options) -> int:
             except Exception as error:  # one odd file must not end the rest
                 answer, failed = BrokenFile(f"{type(error).__name__}: {error}"), failed + 1
             print(shown(f"{item.path}: {answer}"), flush=True)
+            if not (getattr(sys.stdout, "heard", True) or options.csv or options.annotate):
+                break  # what is asked for is for a reader that has left
             if file:
                 table.writerows(map(cell, line) for line in lines_of(item, answer))
                 file.flush()

@@ -17,6 +17,8 @@ from itertools import chain
 import numpy as np
 from scipy.stats import norm
 
+from add_ops._output import outliving_readers
+
 from . import folds, intervals
 from .metrics import Outcome
 
@@ -114,5 +116,6 @@ def folds_table(draws: int) -> Iterator[str]:
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-    for line in chain(folds_table(number), [""], table(number)):
-        print(line, flush=True)
+    with outliving_readers():
+        for line in chain(folds_table(number), [""], table(number)):
+            print(line, flush=True)
