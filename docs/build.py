@@ -1,7 +1,8 @@
 """Puts the pages of the site together in build/docs and builds it, warnings as errors: ``python docs/build.py``.
 
 A page is a file of the repository and stays readable where it lies. Its links are followed from there: to another page,
-to a picture, which is taken along, or to any other file, which is named. A link to nothing is an error.
+to a picture, which is taken along, to a program, which is shown where the link is a line of its own, or to any other
+file, which is named. A link to nothing is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ TARGET = ROOT / "build" / "docs"
 PAGES = {  # title: file; rooms without a README are left out
     "add_ops": "README.md",
     "Quick start": "docs/quick-start.md",
+    "Worked examples": "docs/examples.md",
     "Your own videos": "docs/own-videos.md",
     "The method": "docs/method.md",
     "API": "docs/api.md",
@@ -45,6 +47,7 @@ HEADINGS = {  # of the API: module or room, in the order of the page; others fol
 }
 PICTURES = {".png", ".jpg", ".svg"}
 LINK = re.compile(r'(?P<text>!?\[[^\[\]]*\])\((?P<to>[^()\s]+)\)|(?P<attribute>src|srcset)="(?P<file>[^"]+)"')
+SHOWN = re.compile(r"^\[[^\[\]]*\]\(([^()\s]+\.py)\)$", flags=re.MULTILINE)  # a line that is only a link to a program
 FENCE = re.compile(r"(^```.*?^```$)", flags=re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r":(?:func|meth|class|data|mod|attr):`[.~]*([^`]+)`")
 
@@ -122,6 +125,7 @@ def with_links_of_the_site(text: str, page: Path) -> str:
         name, text = file.relative_to(ROOT).as_posix(), match["text"].strip("[]")
         return f"`{name}`" if text.strip("`") in name else f"{text} (`{name}`)"
 
+    text = SHOWN.sub(lambda match: f"```python\n{(page.parent / match[1]).read_text(encoding='utf-8')}```", text)
     parts = FENCE.split(text)
     return "".join(part if FENCE.fullmatch(part) else LINK.sub(follow, part) for part in parts)
 

@@ -1,14 +1,14 @@
-"""Distil between any two timm networks in a plain PyTorch loop: the teacher sees raw crops, the student JPEG ones.
+"""Distil one timm network into another in a plain PyTorch loop: the teacher sees raw crops, the student JPEGs of them.
 
-``python examples/distil_timm.py [teacher student steps result.png]``; by default a resnet18 teaches a small mobilenet.
-Fakes are crops whose left half has the checkerboard that up-sampling leaves. Weights are random, nothing is fetched.
+``python examples/distil_timm.py [teacher student steps result.png]``. Fakes are crops whose left half has the faint
+checkerboard that up-sampling leaves. Weights are random at first, nothing is fetched.
 """
 
 import io
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
+import pandas
 import skimage
 import timm
 import torch
@@ -17,56 +17,44 @@ from PIL import Image
 
 import add_ops
 
-TEACHER, STUDENT, STEPS, RESULT = sys.argv[1:] or ("resnet18", "mobilenetv3_small_050", "60", "distil_timm.png")
-PHOTOGRAPH, BOARD = torch.from_numpy(skimage.data.astronaut()), (-1) ** torch.arange(64)
+TEACHER, STUDENT, STEPS, RESULT = sys.argv[1:] or ("resnet10t", "regnetx_002", "80", "distil_timm.png")
+PHOTOGRAPH, BOARD = skimage.data.astronaut().astype(int), 1 - np.indices((64, 32, 1)).sum(0) % 2 * 2
 
 
-def jpeg(image: torch.Tensor) -> torch.Tensor:  # (H, W, 3) uint8
-    Image.fromarray(image.numpy()).save(file := io.BytesIO(), "jpeg", quality=30)
-    return torch.from_numpy(np.array(Image.open(file)))
-
-
-def batch(size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # raw, compressed (B, 3, 64, 64), labels
-    labels = torch.arange(size) % 2
-    corners = torch.randint(0, 448, (size, 2)).tolist()
-    raw = torch.stack([PHOTOGRAPH[y : y + 64, x : x + 64] for y, x in corners]).int()
-    raw[:, :, :32] += 10 * (labels.view(-1, 1, 1) * BOARD[:, None] * BOARD[:32])[..., None]
-    raw = raw.clamp(0, 255).byte()
-    twins = torch.stack([raw, torch.stack([jpeg(image) for image in raw])]).permute(0, 1, 4, 2, 3) / 127.5 - 1
-    return *twins, labels
-
-
-def stages(model: torch.nn.Module, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    last, maps = model.forward_intermediates(images)
-    return maps[-4:], model.forward_head(last)  # the maps (B, C, H, W) of the last four stages, and logits
+def batch(size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:  # (2, B, 3, 64, 64), raw and compressed; labels (B,)
+    labels, pairs = torch.arange(size) % 2, []
+    for label, (y, x) in zip(labels, torch.randint(448, (size, 2)), strict=True):
+        crop = PHOTOGRAPH[y : y + 64, x : x + 64].copy()
+        crop[:, :32] += 10 * int(label) * BOARD
+        raw = Image.fromarray(crop.clip(0, 255).astype(np.uint8))
+        raw.save(file := io.BytesIO(), "jpeg", quality=75)
+        pairs.append([np.array(raw), np.array(Image.open(file))])
+    return torch.from_numpy(np.array(pairs)).permute(1, 0, 4, 2, 3) / 127.5 - 1, labels
 
 
 torch.manual_seed(0)
 teacher, student = (timm.create_model(name, num_classes=2) for name in (TEACHER, STUDENT))
-s, t = ([m.shape[1] for m in stages(model.eval(), batch(1)[0])[0]] for model in (student, teacher))
-distil = add_ops.ADDLoss([1] * 4, [1] * 4, student_channels=s, teacher_channels=t)
-scales, history = {}, []
-for model, role in ((teacher.train(), "teacher"), (student.train(), "student")):
+t, s = ([stage["num_chs"] for stage in model.feature_info[-4:]] for model in (teacher, student))
+distil = add_ops.ADDLoss(student_channels=s, teacher_channels=t)  # with adapters where the channels differ
+names = {teacher: "teacher on raw crops: cross-entropy", student: "student on compressed ones: cross-entropy"}
+history, scale = {name: [] for name in (*names.values(), "student: ADD, scaled")}, None
+for model, name in names.items():
     optimizer = torch.optim.Adam([*model.parameters(), *distil.parameters()], lr=1e-3)
     for _ in range(int(STEPS)):
-        raw, compressed, labels = batch()
-        maps, logits = stages(model, raw if role == "teacher" else compressed)
-        terms = {f"{role}: cross-entropy": F.cross_entropy(logits, labels)}
-        if role == "student":
+        (raw, compressed), labels = batch()
+        last, maps = model.forward_intermediates(raw if model is teacher else compressed)
+        loss = F.cross_entropy(model.forward_head(last), labels)
+        history[name].append(loss.item())
+        if model is student:
             with torch.no_grad():
-                targets, _ = stages(teacher.eval(), raw)
-            terms |= distil.terms(maps, targets, labels)  # of any size: let each start at half of the cross-entropy
-            scales = scales or {name: 0.5 * np.log(2) / term.item() for name, term in terms.items()}
-            terms = {name: term * (scales[name] if "/" in name else 1) for name, term in terms.items()}
+                targets = teacher.eval().forward_intermediates(raw, intermediates_only=True)
+            add = distil(maps[-4:], targets[-4:], labels)
+            scale = scale or 1 / add.item()  # its size depends on the networks: let it begin at 1
+            loss = loss + scale * add
+            history["student: ADD, scaled"].append(scale * add.item())
         optimizer.zero_grad()
-        sum(terms.values()).backward()
+        loss.backward()
         optimizer.step()
-        history.append({name: term.item() for name, term in terms.items()})
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-for name in dict.fromkeys(name for row in history for name in row):
-    axes[int("/" in name)].plot([row[name] for row in history if name in row], label=name)
-for axis, title in zip(axes, ("cross-entropy, each on its images", "distillation terms of the student"), strict=True):
-    axis.set(title=title, xlabel="step", ylim=(0, None))
-    axis.legend(fontsize=8)
-figure.savefig(RESULT, dpi=100)
+axis = pandas.DataFrame(history).plot(title=f"{TEACHER} → {STUDENT}", xlabel="step", ylim=(0, None), figsize=(8, 4))
+axis.figure.savefig(RESULT, dpi=100, bbox_inches="tight")

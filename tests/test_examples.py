@@ -40,14 +40,33 @@ def example(tmp_path, monkeypatch, one_thread):
     return run
 
 
-@pytest.mark.parametrize("name", ["distil_timm.py", "timm_task.py"])
-def test_any_two_timm_networks_are_distilled(name, example):
-    found, picture = example(name, "test_resnet", "test_byobnet", "2")
-    terms = {key: value for key, value in found["history"][-1].items() if "/" in key}
-    assert len(terms) >= 6 and all(value > 0 for value in terms.values()) and picture.std() > 0
-    distil = found["distil"] if "distil" in found else found["task"].trainable_module.distil
-    learnt = [parameter.grad for parameter in distil.adapters.parameters()]
-    assert learnt and all(gradient.abs().sum() > 0 for gradient in learnt), "the adapters train, too"
+def all_learn(distil) -> bool:
+    gradients = [parameter.grad for parameter in distil.adapters.parameters()]
+    return bool(gradients) and all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_any_two_timm_networks_are_distilled(example):
+    found, picture = example("distil_timm.py", "test_resnet", "test_byobnet", "2")
+    assert len(found["history"]) == 3 and all(min(values) > 0 for values in found["history"].values())
+    assert found["history"]["student: ADD, scaled"][0] == pytest.approx(1)
+    assert all_learn(found["distil"]) and picture.std() > 0
+
+
+def test_a_task_of_timm_distils_and_keeps_to_what_timm_asks_of_it(example):
+    found, picture = example("timm_task.py", "test_resnet", "test_byobnet", "2")
+    task, row = found["task"], found["history"][-1]
+    terms = {name: value for name, value in row.items() if "/" in name}
+    assert len(terms) == 6 and all(value > 0 for value in terms.values()) and picture.std() > 0
+    assert row["loss"] == pytest.approx(row["task_loss"] + 1e-3 * sum(terms.values()), rel=1e-5)
+    student, distil = task.trainable_module.student, task.trainable_module.projection
+    assert all_learn(distil) and all(parameter.grad is None for parameter in task.teacher.parameters())
+    assert task.get_eval_model() is student and not task.teacher.training
+    assert task.get_checkpoint_state()["task_state"]["projection"].keys() == distil.state_dict().keys()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path):
+    assert 30 <= len(path.read_text().splitlines()) <= 60
 
 
 def test_a_models_attention_and_gap_are_drawn(example):

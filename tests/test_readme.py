@@ -78,6 +78,13 @@ def test_every_link_of_a_page_leads_somewhere(page, tmp_path, monkeypatch):
         assert not name or ":" in name or name in known or (tmp_path / "pages" / name).is_file(), name
 
 
+def test_the_site_shows_the_programs_of_the_worked_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "TARGET", tmp_path)
+    page = site.with_links_of_the_site(PAGES["docs/examples.md"].read_text(encoding="utf-8"), PAGES["docs/examples.md"])
+    programs = sorted((ROOT / "examples").glob("*.py"))
+    assert sorted(BLOCK.findall(page)) == sorted(path.read_text(encoding="utf-8") for path in programs)
+
+
 def test_a_link_to_nothing_is_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"README\.md: links to 'docs/none\.md', which does not exist"):
         site.with_links_of_the_site("see [this](docs/none.md)", ROOT / "README.md")
