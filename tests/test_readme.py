@@ -85,6 +85,15 @@ def test_the_site_shows_the_programs_of_the_worked_examples(tmp_path, monkeypatc
     assert sorted(BLOCK.findall(page)) == sorted(path.read_text(encoding="utf-8") for path in programs)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_and_lists_are_the_same_on_a_forge_and_on_the_site(page):
+    text = "".join(site.FENCE.split(PAGES[page].read_text(encoding="utf-8"))[::2])
+    for table in re.findall(r"(?:^ *\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({row.count("|") for row in table.splitlines()}) == 1, f"a bar within a cell of {table}"
+    within = re.findall(r"\n\n {1,3}\S.*", text)
+    assert not within, "what follows a blank line within a list is indented by four spaces, else the site ends the list"
+
+
 def test_a_link_to_nothing_is_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"README\.md: links to 'docs/none\.md', which does not exist"):
         site.with_links_of_the_site("see [this](docs/none.md)", ROOT / "README.md")
