@@ -6,6 +6,7 @@ Nothing is timed: the figures do not depend on the machine.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def by_sampling(dim: int, measure: Callable[[str], object]) -> dict[str, object]
 
 @outliving_readers()
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     distances = {
         str(dim): by_sampling(

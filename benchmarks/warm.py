@@ -5,6 +5,7 @@ One process compiles one kernel after the other, for a second or more each; Trit
 
 from __future__ import annotations
 
+import argparse
 import sys
 from multiprocessing import get_context
 
@@ -30,6 +31,7 @@ def run(job: Job) -> str | None:
 
 @outliving_readers()
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     jobs = [job for part in parts(DEVICE, quick=False) for job in part.jobs if job.kind not in (COMPILED, OTHERS)]
     with get_context("spawn").Pool(PROCESSES) as pool:
         wrong = [text for text in pool.imap_unordered(run, jobs) if text]

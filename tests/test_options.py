@@ -300,7 +300,8 @@ def test_an_output_that_cannot_be_written_is_an_error(capsys):
     assert "No space left" in capsys.readouterr().err
 
 
-MAINS = [*(f"training.{name[:-3]}" for name in COMMANDS), "benchmarks.runner", "benchmarks.point_sets"]
+MAINS = [f"training.{name[:-3]}" for name in COMMANDS] + ["training.report.simulate"]
+MAINS += [f"benchmarks.{name}" for name in ("runner", "directions", "point_sets", "warm")]
 
 
 @pytest.mark.parametrize("module", MAINS)

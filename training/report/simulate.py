@@ -10,7 +10,7 @@ or both with uneven numbers of fakes ("uneven": one source in three has 16 times
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
 from itertools import chain
 
@@ -114,8 +114,14 @@ def folds_table(draws: int) -> Iterator[str]:
             yield f"| {count} | {of_fold} | {of_training} | {folds_rate(count, of_fold, of_training, draws):.3f} |"
 
 
+@outliving_readers()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("draws", nargs="?", type=int, default=4000, help="per row")
+    draws = parser.parse_args().draws
+    for line in chain(folds_table(draws), [""], table(draws)):
+        print(line, flush=True)
+
+
 if __name__ == "__main__":
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-    with outliving_readers():
-        for line in chain(folds_table(number), [""], table(number)):
-            print(line, flush=True)
+    main()
