@@ -14,6 +14,8 @@ if not torch.cuda.is_available():  # Triton reads it when it is imported: the ke
 
 import add_ops
 
+pytest.register_assert_rewrite("triton_checks")
+
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """A backend that ``ADD_OPS_REQUIRE`` names is there: otherwise its tests are left out, and all is green."""

@@ -3,17 +3,8 @@
 import pytest
 import torch
 from closeness import TENSOR_CORES, relative_error
-from test_triton_kernels import (
-    DEVICE,
-    DISTANCES,
-    ON_GPU,
-    check,
-    layouts,
-    on_triton,
-    same_bits,
-    values_and_gradient,
-)
 from torch._subclasses import FakeTensorMode
+from triton_checks import DEVICE, DISTANCES, ON_GPU, check, layouts, on_triton, same_bits, values_and_gradient
 
 import add_ops
 from add_ops import _triton

@@ -1,0 +1,193 @@
+"""What files from elsewhere hold takes no more time or memory than it may, and is believed only where it can be."""
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from safetensors.torch import save_file
+from untrusted import Even, picture
+
+from training import evaluate, files, options, predict
+from training.config import Config
+from training.data import crops, frames, manifest, sources, tables
+from training.models import checkpoints
+from training.models.weights import read_weights
+
+
+@pytest.mark.parametrize("kind", ["deepfakebench", "dfdc", "faceforensics"])
+def test_lists_that_are_nested_without_end(tmp_path, kind):
+    place = {"deepfakebench": "a.json", "dfdc": "metadata.json", "faceforensics": "splits/train.json"}[kind]
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        sources.KINDS[kind](tmp_path / place if kind == "deepfakebench" else tmp_path, sources.Draw())
+
+
+@pytest.mark.parametrize("state", ['{"videos": "\\n1"}', '{"done": "1"}', '{"failed": ["a"]}', "[" * 99_999, "[]", "1"])
+def test_the_state_of_a_shard_is_what_it_should_be(tmp_path, state):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "1-of-1.json").write_text(state)
+    with pytest.raises(ValueError, match="expected the state of a shard"):
+        manifest.status(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_prediction_holds_few_large_frames_at_a_time(monkeypatch):
+    monkeypatch.setattr(predict, "HELD", 3 * 100)
+    faces = [(i, np.zeros((10, 10, 3), np.uint8), (0, 0, 10, 10)) for i in range(7)]
+    for size, expected in ((32, [3, 3, 1]), (2, [2, 2, 2, 1])):
+        predictor = predict.Predictor(Even(), crops.Cropping(), size)
+        assert [len(batch) for batch in predictor.batches(iter(faces))] == expected
+    monkeypatch.setattr(predict, "HELD", 99)
+    assert [len(batch) for batch in predictor.batches(iter(faces))] == [1] * 7, "one frame is always looked at"
+
+
+def test_tables_of_more_cells_than_are_read(tmp_path, monkeypatch):
+    pandas.DataFrame({"a": ["x"] * 50, "b": [1] * 50}).to_parquet(tmp_path / "a.parquet")
+    assert len(tables.read(tmp_path / "a.parquet")) == 50
+    monkeypatch.setattr(tables, "MAX_CELLS", 99)
+    with pytest.raises(ValueError, match="at most 99 cells, not 50 rows of 2"):
+        tables.read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ["resnet18"]},
+        {"image_size": "64"},
+        {"image_size": 10**6},
+        {"mean": "a"},
+        {"mean": [0.5, 0.5]},
+        {"std": [0.0]},
+        {"std": 1},
+        {"mean": [None]},
+        "[" * 100_000,
+    ],
+)
+def test_what_a_file_of_weights_says_of_itself_is_believed_only_where_it_can_be(tmp_path, change):
+    note = {"name": "resnet18", "image_size": 64, "mean": [0.5], "std": [0.5, 0.5, 0.5]}
+    for said, ours in ((note, True), (note | change if isinstance(change, dict) else change, False)):
+        text = said if isinstance(said, str) else json.dumps(said)
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"add_ops": text})
+        (found,) = checkpoints.find_trained(tmp_path / "a.safetensors", checkpoints.Foreign(model="resnet18"))
+        assert found.ours == ours
+
+
+def torch_file(path: Path, code: bytes) -> Path:
+    """A file as torch.save writes it, of a pickle by opcodes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("data.pkl", code), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"a/{name}", content)
+    return path
+
+
+def doubled(times: int) -> bytes:
+    """A pair of a pair of … of None, each holding the one before twice."""
+    return b"N" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(times))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (b"]q\0h\0a.", "found none"),
+        (b"}q\0X\1\0\0\0ah\0s.", "found none"),
+        (b"]q\0h\0\x85q\1h\0h\1a0h\1.", "found none"),
+        (b"c__main__\nA\n)\x81q\0}X\1\0\0\0ah\0sb.", "found none"),
+        (doubled(60) + b".", "found none"),
+        (b"}" + doubled(60) + b"K\1s.", "unhashable"),
+        (b"c__builtin__\nset\n]" + doubled(60) + b"a\x85R.", "unhashable"),
+        (b"c__builtin__\nfrozenset\n(" + doubled(60) + b"l\x85R.", "unhashable"),
+        (b"]" * 9_999 + b"a" * 9_998 + b".", "containers at most 100 deep"),
+        (b"c__builtin__\nbytearray\n\x8a\5\0\0\0\0\x40\x85R.", "bytearray of int"),
+        (b"c__builtin__\nbytes\n\x8a\5\0\0\0\0\x40\x85R.", "bytes of int"),
+        (b"Nr\0\0\0\x7f.", "found none"),  # a place in the memo, of which the one in C makes 32 GiB
+        (b"\x96" + struct.pack("<Q", 1 << 38) + b".", ""),
+    ],
+)
+def test_pickles_take_no_more_time_or_memory_than_their_size(tmp_path, code, said):
+    with pytest.raises(ValueError, match=rf"^weights .*{said}"):
+        read_weights(torch_file(tmp_path / "a.pth", b"\x80\2" + code))
+
+
+def test_long_tuples_and_nested_ones_are_read(tmp_path):
+    first, second = torch.zeros(1), torch.ones(1)
+    torch.save({"many": (first, second) * 6_000, ("a", ("b", 1)): {"w": second}}, tmp_path / "a.pth")
+    found = read_weights(tmp_path / "a.pth")
+    assert len(found) == 12_001 and found["many.11999"] == 1 and found["('a', ('b', 1)).w"] == 1
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\2N.")
+        archive.writestr("a/data/0", bytes(10_000_000))
+    with pytest.raises(ValueError, match="that unpacks to 10000004"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+    (item,), _ = predict.items_of(str(picture(tmp_path / "a.png")))
+    table = pandas.DataFrame({"label": [0], "dataset": ["d"]})
+    stills = frames.Stills(np.zeros((1, 16, 16, 3), np.uint8), table, 16)
+    for logits in ((float("nan"), 0.0), (float("inf"), float("inf"))):
+        monkeypatch.setattr(Even, "logits", logits)
+        monkeypatch.setattr(
+            Even, "__call__", lambda self, crops: (None, torch.zeros(len(crops), 2), torch.tensor([self.logits]))
+        )
+        with pytest.raises(files.BrokenFile, match="scores that are not finite"):
+            predict.Predictor(Even(), crops.Cropping(detector="none"), 4)(item)
+        with pytest.raises(ValueError, match="c40: the model gives scores that are not finite for 1 of the frames"):
+            evaluate.score(Even(), stills, SimpleNamespace(batch_size=1, workers=0), "c40")
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+EXPLODING = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]" for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"students: [{', '.join(EXPLODING)}]", "cannot be read: expected at most 1000000 characters"),
+        (f"fingerprint: '[{', '.join(EXPLODING)}]'", "fingerprint: expected no aliases"),
+        (f"lr: '[{', '.join(EXPLODING)}]'", "lr: expected no aliases"),
+        (f"name: &a {'x' * 20_000}\nstudents: [{', '.join(['*a'] * 100)}]", "cannot be read: expected at most"),
+        ("students: &a [*a]", "cannot be read: an alias stands within"),
+        ("x: &a {y: 1}\nz: {<<: *a}", "the key '<<', which merges others, is not read"),
+        ("name: !!python/object/apply:os.system ['touch evil']", "could not determine a constructor"),
+        ("lr: !!timestamp x", "cannot be read: AttributeError"),
+        ("flip: !!bool x", "cannot be read: KeyError"),
+        ("seed: !!int ''", "cannot be read: IndexError"),
+        ("students: !!set {a, b}", "students: expected one value, or a list where it has several, got set"),
+        ("students: {a: b}", "students: expected one value, or a list where it has several, got dict"),
+        ("name: !!binary aGk=", "name: expected one value, or a list where it has several, got bytes"),
+        ("name: [a, b]", "name: expected one value, or a list where it has several, got list"),
+        ("seed: " + "9" * 5000, "cannot be read: Exceeds the limit"),
+        ("seed: " + "[" * 990, "cannot be read: RecursionError"),
+        ("~", "expected 'key: value' lines, got NoneType"),
+        ("", "expected 'key: value' lines, got NoneType"),
+        ("? [a, b]\n: 1", "cannot be read: while constructing a mapping"),
+        ("lr: [" + "1, " * 9999 + "]", "lr: "),
+    ],
+)
+def test_a_configuration_from_elsewhere_gets_one_line(tmp_path, capsys, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(text)
+    assert options.run(lambda _: 0, Config, "train.py", [f"config={tmp_path}/a.yaml"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and said in line and line.count("\n") == 1 and len(line) < 1000
+    assert os.listdir(tmp_path) == ["a.yaml"]
+
+
+def test_aliases_of_plain_values_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("frequency_weights: &w [0, 1, 0, 1]\nmulti_view_weights: *w\n")
+    assert options.load(tmp_path / "a.yaml", Config).multi_view_weights == [0, 1, 0, 1]
