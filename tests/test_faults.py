@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import kill_and_resume
+import numpy as np
 import pytest
 import torch
 import trees
@@ -23,7 +24,9 @@ from test_training import cache, tiny  # noqa: F401 - cache is a fixture
 
 from training import evaluate, export, files, locks, predict, prepare, study, train
 from training.config import Config
-from training.data import embedded, loader
+from training.data import embedded, images, loader
+from training.data.crops import Pairing, prepare_video
+from training.data.sources.common import Video
 from training.models import checkpoints
 from training.models.detector import Detector
 
@@ -195,6 +198,20 @@ def test_flushing_asks_the_system(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     files.write_text(tmp_path / "a.txt", "a")
     assert flushed[0].startswith(f"{tmp_path}/.a.txt.") and flushed[1] == str(tmp_path), "the file, then its name"
+
+
+def test_pictures_are_on_the_disk_before_the_rows_that_name_them(tmp_path, monkeypatch):
+    images.write_png(tmp_path / "in.png", np.zeros((16, 16, 3), np.uint8))
+    video = Video("set", "real", "v", 0, "train", "raw", {"raw": (tmp_path / "in.png",)}, "t")
+    flushed, out, rename = [], tmp_path / "out", os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "replace", lambda a, b: (flushed.append(f"named {b}"), rename(a, b)))
+    assert prepare_video(video, Pairing(out=str(out), detector="none", crfs=[40])) is None
+    before = flushed[: flushed.index(f"named {out / 'rows' / 'set' / 'real' / 'v.json'}")]
+    for level in ("raw", "c40"):
+        folder = out / level / "set" / "real" / "v"
+        assert {str(folder / "000000.png"), str(folder), *map(str, list(folder.parents)[:4])} <= set(before)
+        assert before.index(str(folder / "000000.png")) < before.index(str(folder))
 
 
 def test_a_writer_that_breaks_off_half_way_leaves_what_was_there(tmp_path):

@@ -1,16 +1,19 @@
 """Files from elsewhere lead to no others: paths in lists and configurations, links, and where results are written."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 from untrusted import Even, picture
 
-from training import evaluate, files, predict
+from training import evaluate, files, locks, predict, study, train
 from training.config import Config
-from training.data import crops, frames, manifest, sources
+from training.data import crops, frames, images, manifest, sources
 from training.data.sources.common import Video
+from training.report import card
 
 
 def benchmark(path: Path, frames: dict[str, list]) -> list[Video]:
@@ -101,3 +104,76 @@ def test_links_in_a_folder_lead_to_no_prediction(tmp_path):
         predict.Predictor(Even(), looks[False], 4)(item)
     answers = [predict.Predictor(Even(), looks[True], 4)(item), predict.Predictor(Even(), looks[False], 4)(named)]
     assert [str(answer) for answer in answers] == ["fake 0.500"] * 2
+
+
+# ------------------------------------------------------------------------------------------------------------- written
+
+
+def test_a_link_of_the_name_that_is_written_is_not_followed(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    writers = {
+        "a.txt": lambda path: files.write_text(path, "a"),
+        "b.png": lambda path: images.write_png(path, np.zeros((8, 8, 3), np.uint8)),
+        "c.parquet": lambda path: manifest.write(path, [{"a": 1}]),
+    }
+    for name, write in writers.items():
+        (tmp_path / name).symlink_to(tmp_path / "secret")
+        write(tmp_path / name)
+        assert not (tmp_path / name).is_symlink() and (tmp_path / "secret").read_text() == "secret", name
+    (tmp_path / ".lock").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match=r"\.lock cannot be written"), locks.only_one(tmp_path / ".lock", "it"):
+        pass
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_link_in_the_place_of_a_crop_is_not_followed(tmp_path):
+    video = Video("set", "real", "v", 0, "train", "raw", {"raw": (picture(tmp_path / "in" / "0.png"),)}, "t")
+    (tmp_path / "secret").write_text("secret")
+    for level in ("raw", "c40"):
+        (crop := tmp_path / "out" / level / "set" / "real" / "v" / "000000.png").parent.mkdir(parents=True)
+        crop.symlink_to(tmp_path / "secret")
+    assert crops.prepare_video(video, crops.Pairing(out=str(tmp_path / "out"), detector="none", crfs=[40])) is None
+    assert (tmp_path / "secret").read_text() == "secret" and images.read(crop).shape == (128, 128, 3)
+
+
+def test_annotations_lie_below_the_folder_that_was_named(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "up").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/out/up leads outside of {tmp_path}/out$"):
+        predict.annotate(None, None, tmp_path / "out" / "up" / "a.png", tmp_path / "out")
+
+
+def linked(folder: Path) -> None:
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "up").symlink_to(folder.parent)
+
+
+def piped(folder: Path) -> None:
+    folder.mkdir()
+    os.mkfifo(folder / "up")
+
+
+@pytest.mark.parametrize(("spoil", "said"), [(linked, "a/up leads outside of"), (piped, "a pipe or a device")])
+def test_no_command_goes_on_in_a_folder_that_leads_elsewhere(tmp_path, capsys, monkeypatch, spoil, said):
+    monkeypatch.chdir(tmp_path)
+    spoil(folder := tmp_path / "embedded")
+    words = {
+        train: ["--resume", f"out={tmp_path}"],
+        study: ["name=embedded", f"out={tmp_path}"],
+        evaluate: ["x.safetensors", f"out={folder}"],
+    }
+    monkeypatch.setattr(evaluate, "find_trained", lambda *_: [])
+    for command, given in words.items():
+        assert command.main(given) == 2
+        assert said in capsys.readouterr().err, command
+    with pytest.raises(ValueError, match=said):
+        card.write_folder(folder, None, None, {})
+    files.check_folder(tmp_path / "none")
+
+
+def test_links_within_a_folder_are_nobodys_harm(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to("missing")
+    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
+    files.check_folder(tmp_path.parent / f"{tmp_path.name}-link")

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.config import Config
 from training.data import embedded
 from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import cell, readable, shown, shown_lines, write_text
+from training.files import cell, check_folder, readable, shown, shown_lines, write_text, write_whole
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -264,7 +264,8 @@ def draw(rows: list[dict], folder: Path) -> None:
     }
     for name, drawing in drawings.items():
         for theme, png in figures.render(drawing, shades).items():
-            (folder / f"{name}{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+            path = folder / f"{name}{'' if theme == 'light' else '-dark'}.png"
+            write_whole(path, lambda target, png=png: target.write_bytes(png))
 
 
 # ------------------------------------------------------------------------------------------------------------- command
@@ -275,6 +276,7 @@ def work(options: Options) -> int:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows: list[dict] = []
     said: dict[str, list[str]] = {"notes": [], "unread": []}
+    check_folder(Path(options.out))
     write(rows, said, options)  # a folder that cannot be written is found before the work,
     for trained in models:  # and a damaged model before others have been asked
         trained.load(device)

@@ -12,11 +12,11 @@ answer as PyTorch does is not kept. Exit status: 0 written and checked, 1 a file
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script, from wherever
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data.crops import Cropping
-from training.files import readable, shown_lines
+from training.files import readable, shown_lines, write_whole
 from training.models.checkpoints import Foreign, Trained, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, Stopped, run
@@ -74,7 +74,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[s
         program, input_names=["images"], output_names=["probability", "logits"], dynamo=True, verbose=False
     ).model_proto
     onnx.helper.set_model_props(model, facts)
-    onnx.save(model, path)
+    path.write_bytes(model.SerializeToString())
 
 
 def _run_onnx(path: Path) -> Callable[[Tensor], np.ndarray]:
@@ -85,11 +85,13 @@ def _run_onnx(path: Path) -> Callable[[Tensor], np.ndarray]:
 
 
 def _write_pt2(program: torch.export.ExportedProgram, path: Path, facts: dict[str, str]) -> None:
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts, ensure_ascii=False)})
+    with path.open("wb") as file:  # of a path, it wants the ending
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(facts, ensure_ascii=False)})
 
 
 def _run_pt2(path: Path) -> Callable[[Tensor], np.ndarray]:
-    module = torch.export.load(path).module()
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
     return lambda images: module(images)[1].detach().numpy()
 
 
@@ -123,25 +125,21 @@ def export(trained: Trained, paths: list[Path], margin: float) -> dict[Path, flo
     batch = torch.export.Dim("batch")
     program = torch.export.export(student, (trials[-1],), dynamic_shapes={"images": {0: batch}})
     distances = {}
-    for path in paths:
+
+    def write_checked(path: Path, draft: Path) -> None:
         write, run = FORMATS[path.suffix.lower()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporters about themselves
-                write(program, draft, metadata(trained, model, margin))
-                answer = run(draft)
-            found = [answer(images) for images in trials]
-            distance = max(
-                float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, expected, strict=True)
-            )
-            if not distance <= CLOSE:
-                raise Differs(f"{path}: differs from PyTorch by {distance:.1e} (relative L2), not kept")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporters about themselves
+            write(program, draft, metadata(trained, model, margin))
+            answer = run(draft)
+        found = [answer(images) for images in trials]
+        distance = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, expected, strict=True))
+        if not distance <= CLOSE:
+            raise Differs(f"{path}: differs from PyTorch by {distance:.1e} (relative L2), not kept")
         distances[path] = distance
+
+    for path in paths:
+        write_whole(path, partial(write_checked, path))
     return distances
 
 

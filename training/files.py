@@ -71,6 +71,20 @@ def inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool
     return place == root or place.startswith(os.path.join(root, ""))
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder to go on in where something in it leads elsewhere: what is written to it would lie there.
+
+    Raises:
+        ValueError: a link in it, at any depth, leads outside of it, or something is neither a file nor a folder.
+    """
+    for head, folders, names in os.walk(folder):
+        for path in (Path(head, name) for name in (*folders, *names)):
+            if not inside(path, folder):
+                raise ValueError(f"{shown(path)} leads outside of {shown(folder)}, where results lie; remove this link")
+            if not (path.is_symlink() or path.is_file() or path.is_dir()):
+                raise ValueError(f"{shown(path)}: expected a file or a folder, got a pipe or a device")
+
+
 # -------------------------------------------------------------------------------------------------- reading and writing
 
 
@@ -108,10 +122,19 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it; their names have reached the disk when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        flush(made.parent)
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary neighbour (a file, or a folder it makes) and rename it to ``path``.
 
-    It has reached the disk before what was called so is gone, and so has its name when this returns.
+    It has reached the disk before what was called so is gone, and so has its name when this returns. A link of the name
+    is replaced, not followed.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -119,7 +142,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{shortened(path.name)}.{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write(temporary)
             for written in (*temporary.rglob("*"), temporary):
                 flush(written)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .config import Config
 from .data.loader import Split, evaluation_loader, training_loader
-from .files import write_text
+from .files import read_json, write_text
 from .models.balance import Balance
 from .models.checkpoints import (
     WEIGHTS,
@@ -121,7 +121,7 @@ def check_distillers(config: Config, teacher: Detector | None, names: Sequence[s
 def _finished(model: Detector, folder: Path) -> Detector:
     """A model whose training has ended, as it was then."""
     try:
-        done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        done = read_json(folder / "done.json")
         if done.get("sha256", None) not in (None, sha256(folder / WEIGHTS)):
             raise ValueError("its weights are not as they were written")
         model.load_state_dict(read_weights(folder / WEIGHTS))

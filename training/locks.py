@@ -73,7 +73,7 @@ def _take(path: Path) -> int | None:
     while True:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # it is emptied
             try:
                 if not _lock(descriptor, path):
                     return None

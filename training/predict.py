@@ -36,7 +36,7 @@ import torch.nn.functional as F
 
 from training.data import images, sources, video
 from training.data.crops import Cropping, check_place, faces_of
-from training.files import BrokenFile, cell, shortened, shown, shown_lines
+from training.files import BrokenFile, cell, inside, shortened, shown, shown_lines, write_whole
 from training.models.checkpoints import Foreign, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -217,13 +217,20 @@ def grad_cam(model: Detector, image: np.ndarray) -> np.ndarray:
     return (heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)).cpu().numpy()
 
 
-def annotate(predictor: Predictor, answer: Answer, target: Path) -> None:
-    """Draw the most fake frame of a file: its box and score, the crop, and where it looks fake."""
+def annotate(predictor: Predictor, answer: Answer, target: Path, folder: Path) -> None:
+    """Draw the most fake frame of a file: its box and score, the crop, and where it looks fake.
+
+    Raises:
+        ValueError: ``target`` lies outside of ``folder``, or there is nothing to draw from.
+        OSError: it cannot be written.
+    """
+    if not inside(target.parent, folder):
+        raise ValueError(f"{target.parent} leads outside of {folder}")
     frame, box, value = answer.shown
     face = predictor.crop(frame, box)
     picture = (frame, box, value, face, grad_cam(predictor.model, face))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(figures.render(lambda theme: figures.prediction(theme, *picture), [])["light"])
+    png = figures.render(lambda theme: figures.prediction(theme, *picture), [])["light"]
+    write_whole(target, lambda draft: draft.write_bytes(png))
 
 
 def _free(name: Path, taken: set[Path]) -> Path:
@@ -282,7 +289,8 @@ def work(options: Options) -> int:
                 file.flush()
             if options.annotate and isinstance(answer, Answer):
                 try:
-                    annotate(predictor, answer, _free(Path(options.annotate) / item.below, drawn))
+                    folder = Path(options.annotate)
+                    annotate(predictor, answer, _free(folder / item.below, drawn), folder)
                 except (ValueError, OSError) as error:
                     print(shown(f"{item.path}: not drawn: {error}"), file=sys.stderr)
                     undrawn = True

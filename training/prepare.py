@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.data import inspection, manifest, sources, workers
 from training.data.crops import Pairing, finished_rows, prepare_video, rows_file
 from training.data.sources import SPLITS, Draw, Found, Video
-from training.files import read_json, shown, write_text
+from training.files import inside, read_json, shown, write_text
 from training.locks import only_one
 from training.options import POSITIONAL, run
 
@@ -201,6 +201,8 @@ def prepare(options: Options) -> int:
     open_folder(options)
     index, count = options.part
     lock = Path(options.out) / "shards" / f".{index}-of-{count}.lock"
+    if not inside(lock, options.out):
+        raise ValueError(f"out: {shown(lock.parent)} leads outside of {shown(options.out)}; remove this link")
     with only_one(lock, f"shard {options.shard} of {options.out}"):
         return _prepare(options, found, index, count)
 

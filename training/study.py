@@ -37,7 +37,7 @@ from training.config import Config
 from training.data import embedded
 from training.data.frames import RAW, embedded_spec
 from training.data.loader import load_splits
-from training.files import read_json, read_npz, remove_drafts, write_text, write_whole
+from training.files import check_folder, read_json, read_npz, remove_drafts, write_text, write_whole
 from training.fit import check_distillers, fit, keep_freed_memory, new_accelerator, new_model, new_student, predict
 from training.locks import beside, only_one
 from training.models.distillers import DISTILLERS
@@ -236,12 +236,12 @@ def ready(config: StudyConfig, lost: Collection[Model]) -> Iterator[Model]:
 
 def open_study(config: StudyConfig) -> None:
     """Make the study's folder, or go on in it; only its size may have changed."""
+    check_folder(config.folder)
     saved = config.folder / "study.yaml"
     if saved.exists():
         before, now = asdict(load(saved, StudyConfig)), asdict(config)
         if changed := [key for key in now if key not in GROWING and now[key] != before[key]]:
             raise ValueError(f"name: the study {config.folder} was started with other values of {', '.join(changed)}")
-    config.folder.mkdir(parents=True, exist_ok=True)
     write_text(saved, config.to_yaml())
 
 

@@ -35,7 +35,7 @@ from torch import nn
 from training import options
 from training.config import EMBEDDED, Config, load_config
 from training.data.loader import Split, load_splits
-from training.files import remove_drafts, shown, write_text
+from training.files import check_folder, read_json, remove_drafts, shown, write_text
 from training.fit import (
     check_distillers,
     fit,
@@ -77,11 +77,12 @@ def check_options(config: Config) -> None:
     """Refuse to continue an earlier run with options that change what is learnt; before the data are read.
 
     Raises:
-        ValueError: it was started with other values, or has no configuration.
+        ValueError: it was started with other values, or has no configuration, or something in it leads elsewhere.
     """
     folder = config.folder
     if not config.resume or not _begun(folder):
         return
+    check_folder(folder)
     before, now = asdict(load_config(folder / "config.yaml")), asdict(config)
     if changed := [shown(f"{key}={before[key]}") for key in now if key not in FREE and now[key] != before[key]]:
         raise ValueError(f"resume: the run {folder} was started with {', '.join(changed)}; say so again, or start anew")
@@ -115,7 +116,7 @@ def _check_facts(config: Config, facts: dict, *, has_teacher: bool) -> None:
     if all((folder / role / "done.json").exists() for role in roles):
         return  # nothing is left to train
     try:
-        started = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else facts | {"data": {}}
+        started = read_json(saved) if saved.exists() else facts | {"data": {}}
         world, data = int(started["processes"]), dict(started["data"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from av import VideoFrame
 
-from ..files import BrokenFile, inside, read_json, shown, write_text
+from ..files import BrokenFile, flush, inside, make_folder, read_json, shown, write_text
 from . import faces, images, tables
 from .sources.common import Video
 from .video import H264, Clip, Encoder, Miscounted, encodable, keep, pixels_of, promised, read
@@ -265,17 +265,23 @@ def _write(
 ) -> list[tuple[str, str] | None]:
     """Path below ``out`` and SHA-256 of each crop, None where the frame is damaged.
 
-    Frames that were padded for the encoder are larger than the boxes reach.
+    Frames that were padded for the encoder are larger than the boxes reach. The pictures have reached the disk when
+    this returns: else a manifest that survives a power cut would name empty ones.
     """
     folder, written = Path(level) / video.key, []
+    make_folder(Path(pairing.out) / folder)
     for number, box, (frame, broken) in zip(kept, boxes.tolist(), frames, strict=True):
         if broken:
             written.append(None)
             continue
         name = folder / f"{number:06d}.png"
         path = Path(pairing.out) / name
-        images.write_png(path, images.cut(pixels_of(frame), tuple(box), pairing.size))
-        written.append((name.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()))
+        content = images.png(images.cut(pixels_of(frame), tuple(box), pairing.size))
+        path.unlink(missing_ok=True)  # a link would be followed
+        path.write_bytes(content)
+        written.append((name.as_posix(), hashlib.sha256(content).hexdigest()))
+    for name in [*(Path(crop[0]) for crop in written if crop), folder]:  # together: each alone waits longer
+        flush(Path(pairing.out) / name)
     return written
 
 

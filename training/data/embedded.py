@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..files import remove_drafts, write_whole
 from ..interrupts import serve_parent
 from ..locks import beside, only_one
+from ..processes import usable_cores
 from . import images, video
 from .sources.common import SPLITS
 from .video import compress
@@ -195,7 +196,7 @@ def _clips(spec: EmbeddedSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     # Forked workers start at once; where there is no fork, spawned ones import this module first.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    with context.Pool(os.cpu_count(), serve_parent) as pool:
+    with context.Pool(usable_cores(), serve_parent) as pool:
         for split in SPLITS:
             indices = range(getattr(spec, f"{split}_clips"))
             for columns in pool.imap(partial(_build_clip, spec, split), indices, chunksize=8):

@@ -6,6 +6,7 @@ left alone: with its default it refuses nothing below :data:`MAX_PIXELS`, and it
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
-from ..files import BrokenFile
+from ..files import BrokenFile, write_whole
 
 try:
     from pillow_heif import register_heif_opener
@@ -164,10 +165,15 @@ def on_background(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB"))
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """``(H, W, 3)`` uint8 as a PNG file."""
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
-    """Write ``(H, W, 3)`` uint8 as PNG; the folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, "PNG", compress_level=4)
+    """Write ``(H, W, 3)`` uint8 as PNG, whole or not at all; the folder is made."""
+    write_whole(Path(path), lambda target: target.write_bytes(png(pixels)))
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import os
 import pickle
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..interrupts import serve_parent
+from ..processes import usable_cores
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,7 +50,7 @@ def by_processes(work: Callable[[T], str | None], items: Sequence[T], jobs: int)
     """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    waiting = [(list(items), jobs or os.cpu_count() or 1)]
+    waiting = [(list(items), jobs or usable_cores())]
     while waiting:
         batch, width = waiting.pop()
         lost = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import add_ops
 
-from ..files import write_text
+from ..files import check_folder, read_json, write_text
 from ..models.checkpoints import Trained, save_weights
 from ..models.detector import Detector
 from ..models.hub import CONFIG, WEIGHTS
@@ -23,7 +23,7 @@ def write_folder(folder: Path, trained: Trained, model: Detector, facts: dict[st
         model: ``trained``, loaded.
         facts: what an exported file says of itself.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     save_weights(model, folder / WEIGHTS)
     config = {
         "architecture": model.name,
@@ -47,7 +47,7 @@ def _measured(trained: Trained) -> dict[str, Any] | None:
     if trained.config is None or not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return found if isinstance(found, dict) and found.get("models") else None
     except ValueError:
         return None

@@ -17,7 +17,7 @@ import add_ops
 from ..config import Config
 from ..data.embedded import load_photograph
 from ..data.frames import RAW, Split, embedded_spec
-from ..files import read_json, write_text
+from ..files import read_json, write_text, write_whole
 from ..models.detector import Detector
 from . import figures, idea, intervals, metrics, probe, results, sentences, tables
 from .log import read_rows
@@ -187,12 +187,13 @@ def _figures(
                 after,
                 titles,
             )
-    (folder := config.folder / "figures").mkdir(exist_ok=True)
+    folder = config.folder / "figures"
     parts = {}
     for name, draw in drawings.items():
         drawn = figures.render(draw, shades)
         for theme, png in drawn.items():
-            (folder / f"{name}{'' if theme == 'light' else '-dark'}.png").write_bytes(png)
+            path = folder / f"{name}{'' if theme == 'light' else '-dark'}.png"
+            write_whole(path, lambda target, png=png: target.write_bytes(png))
         heading, caption = CAPTIONS[name]
         if name == "views" and config.slicing == "points":
             caption += " The run compared sorted projections of points instead."
