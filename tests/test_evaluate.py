@@ -321,7 +321,7 @@ def test_a_given_teacher_belongs_to_the_run(trained, tmp_path):
     config = (trained / "config.yaml").read_text().replace("teacher_checkpoint: null", given)
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "none" / "model.safetensors").write_bytes((trained / "none" / "model.safetensors").read_bytes())
-    teacher, student = checkpoints.find_trained(tmp_path)
+    teacher, student = checkpoints.find_trained(tmp_path, outside=True)
     assert (teacher.role, teacher.trained_on, student.role) == ("teacher", "raw", "none")
     assert teacher.path == trained / "teacher" / "model.safetensors"
 

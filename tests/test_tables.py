@@ -129,10 +129,10 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^table .*got: Not a directory$"):
         tables.read(csv(tmp_path, PLAIN) / "b.csv")
 
-    def refuse(path):
+    def refuse(path, _):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever its mode
+    monkeypatch.setattr(tables, "read_bytes", refuse)  # root may read whatever its mode
     with pytest.raises(ValueError, match=r"^table a.csv: .*got: Permission denied$"):
         tables.read("a.csv")
 

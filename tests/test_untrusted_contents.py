@@ -1,5 +1,6 @@
 """What files from elsewhere hold takes no more time or memory than it may, and is believed only where it can be."""
 
+import io
 import json
 import os
 import struct
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save_file
 from untrusted import Even, picture
 
@@ -59,6 +62,75 @@ def test_tables_of_more_cells_than_are_read(tmp_path, monkeypatch):
         tables.read(tmp_path / "a.parquet")
 
 
+def repeated(path: Path, text: str, rows: int) -> Path:
+    """A parquet file of a text that stands in every row, and in the file once."""
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(rows, np.int32)), pyarrow.array([text]))
+    parquet.write_table(pyarrow.table({"a": texts, "b": pyarrow.array([["x"]] * rows)}), path)
+    return path
+
+
+def test_a_few_bytes_of_parquet_do_not_become_gigabytes(tmp_path):
+    table = tables.read(repeated(tmp_path / "a.parquet", "x" * 100, 1000))
+    assert list(table) == ["a"] and (table["a"] == "x" * 100).all(), "lists are left out"
+    with pytest.raises(ValueError, match=r"a\.parquet: .* bytes that stand for 1000000000 of text$"):
+        tables.read(repeated(tmp_path / "a.parquet", "x" * 100_000, 10_000))
+    plain = pyarrow.table({"a": pyarrow.array(["x" * 1_000_000] * 280)})
+    parquet.write_table(plain, tmp_path / "b.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(ValueError, match=r"b\.parquet: .* bytes that unpack to 280"):
+        tables.read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("limit", "content", "said"),
+    [
+        ({"MAX_BYTES": 20}, "a,b\n" + "1,2\n" * 9, "expected at most 20 bytes"),
+        ({"MAX_TEXT_CELLS": 20}, "a;b;c\n" + "1;2;3\n" * 9, "expected at most 20 cells"),
+        ({"LONGEST_LINE": 20}, "a,b\n1," + "2" * 40 + "\n", "expected lines of at most 20 bytes"),
+        ({"LONGEST_LINE": 20}, "a,b\r\n" + "1234567,2\r" * 9, ""),
+    ],
+)
+def test_a_csv_larger_than_is_read(tmp_path, monkeypatch, limit, content, said):
+    (tmp_path / "a.csv").write_text(content)
+    assert len(tables.read(tmp_path / "a.csv")) in (1, 9)
+    for name, value in limit.items():
+        monkeypatch.setattr(tables, name, value)
+    if said:
+        with pytest.raises(ValueError, match=rf"^table {tmp_path}/a\.csv: {said}"):
+            tables.read(tmp_path / "a.csv")
+    else:
+        assert len(tables.read(tmp_path / "a.csv")) == 9
+
+
+def test_a_json_of_more_than_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text("[[], {}, 1]")
+    assert files.read_json(tmp_path / "a.json") == [[], {}, 1]
+    for name, value, said in (("MOST_VALUES", 4, "at most 4 values"), ("MOST_JSON", 10, "at most 10 bytes")):
+        monkeypatch.setattr(files, name, value)
+        with pytest.raises(ValueError, match=said):
+            files.read_json(tmp_path / "a.json")
+
+
+def test_devices_that_never_end_and_pipes_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_BYTES", 10)
+    with pytest.raises(ValueError, match=r"^table /dev/zero: expected at most 10 bytes, got more"):
+        tables.read("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    for read in (tables.read, options.mapping):
+        with pytest.raises(ValueError, match=r"pipe.*: expected a file, got a pipe"):
+            read(tmp_path / "pipe")
+
+
+def test_arrays_that_inflate_or_claim_more_than_there_is(tmp_path):
+    header = io.BytesIO()
+    fact = {"descr": "|u1", "fortran_order": False, "shape": (10**14,)}
+    np.lib.format.write_array_header_1_0(header, fact)
+    for content, said in ((bytes(10_000_000), "that unpacks to"), (header.getvalue(), "Unable to allocate")):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", content)
+        with pytest.raises(ValueError, match=rf"a\.npz is damaged; remove it, and it is made again: .*{said}"):
+            files.read_npz(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -71,6 +143,7 @@ def test_tables_of_more_cells_than_are_read(tmp_path, monkeypatch):
         {"std": 1},
         {"mean": [None]},
         "[" * 100_000,
+        json.dumps({"name": "resnet18", "image_size": 64, "mean": [0.5], "std": [0.5], "more": "x" * 10_000}),
     ],
 )
 def test_what_a_file_of_weights_says_of_itself_is_believed_only_where_it_can_be(tmp_path, change):
@@ -173,6 +246,7 @@ EXPLODING = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]" for i in ra
         ("name: [a, b]", "name: expected one value, or a list where it has several, got list"),
         ("seed: " + "9" * 5000, "cannot be read: Exceeds the limit"),
         ("seed: " + "[" * 990, "cannot be read: RecursionError"),
+        ("name: " + "a" * 70_000, "cannot be read: expected at most 65536 bytes, got more"),
         ("~", "expected 'key: value' lines, got NoneType"),
         ("", "expected 'key: value' lines, got NoneType"),
         ("? [a, b]\n: 1", "cannot be read: while constructing a mapping"),

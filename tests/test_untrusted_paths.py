@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from training import evaluate, files, locks, predict, study, train
 from training.config import Config
 from training.data import crops, frames, images, manifest, sources
 from training.data.sources.common import Video
+from training.models import checkpoints
 from training.report import card
 
 
@@ -106,6 +108,29 @@ def test_links_in_a_folder_lead_to_no_prediction(tmp_path):
     assert [str(answer) for answer in answers] == ["fake 0.500"] * 2
 
 
+def test_the_configuration_of_a_run_from_elsewhere_leads_to_no_files(tmp_path, capsys):
+    run, secret = tmp_path / "run", tmp_path / "secret.safetensors"
+    for path in (run / "none" / "model.safetensors", run / "t.safetensors", secret):
+        files.write_text(path, "x")
+    for given, outside, roles in ((secret, False, ["none"]), (secret, True, ["teacher", "none"])):
+        files.write_text(run / "config.yaml", Config(teacher_checkpoint=str(given)).to_yaml())
+        found = checkpoints.find_trained(run, outside=outside)
+        assert [model.role for model in found] == roles
+        said = capsys.readouterr().err
+        assert said == ("" if outside else f"note: teacher_checkpoint {secret} leads outside of {run}\n")
+    files.write_text(run / "config.yaml", Config(teacher_checkpoint=str(run / "t.safetensors")).to_yaml())
+    assert len(checkpoints.find_trained(run)) == 2
+
+    for where in ("/dev/zero", f"{run}/../pairs", f"{run}/a.csv,{secret}"):
+        model = replace(checkpoints.find_trained(run / "none")[0], config=Config(manifest=where))
+        with pytest.raises(ValueError, match=r"that of the run .* lies outside of it; if it is yours: manifest="):
+            evaluate.own_manifest(model, outside=False)
+        assert evaluate.own_manifest(model, outside=True) == where
+    inner = replace(model, config=Config(manifest=f"{run}/a.csv, {run}/b.csv"))
+    assert evaluate.own_manifest(inner, outside=False) == inner.config.manifest
+    assert evaluate.own_manifest(replace(model, config=Config()), outside=False) is None
+
+
 # ------------------------------------------------------------------------------------------------------------- written
 
 
@@ -162,7 +187,7 @@ def test_no_command_goes_on_in_a_folder_that_leads_elsewhere(tmp_path, capsys, m
         study: ["name=embedded", f"out={tmp_path}"],
         evaluate: ["x.safetensors", f"out={folder}"],
     }
-    monkeypatch.setattr(evaluate, "find_trained", lambda *_: [])
+    monkeypatch.setattr(evaluate, "find_trained", lambda *_, **__: [])
     for command, given in words.items():
         assert command.main(given) == 2
         assert said in capsys.readouterr().err, command

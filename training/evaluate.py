@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.config import Config
 from training.data import embedded
 from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import cell, check_folder, readable, shown, shown_lines, write_text, write_whole
+from training.files import cell, check_folder, inside, readable, shown, shown_lines, write_text, write_whole
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -58,7 +58,8 @@ class Options(Foreign):
     """Sets of pairs, each a folder that prepare.py wrote or a table (see train.py --help); several. Without: the set
     each run was trained on."""
     outside: bool = False
-    """Read also pictures that a set's table leads to outside of its own folder, by paths or links."""
+    """Read also what lies elsewhere: pictures that a set's table leads to outside of its own folder, by paths or links,
+    and the set and the teacher that a run's configuration names outside of the run."""
     cache: str | None = None
     """Where the embedded set is kept; null: where the run has it, if it is there, else runs/.cache."""
     split: str = "test"
@@ -194,6 +195,19 @@ def embedded_set(config: Config, cache: str | None) -> dict[str, Frames]:
     return read_embedded(replace(config, cache=cache or (config.cache if there else Config.cache)))
 
 
+def own_manifest(trained: Trained, *, outside: bool) -> str | None:
+    """The table that a run was trained on; None for the embedded set.
+
+    Raises:
+        ValueError: it lies elsewhere than the run, which may come from a stranger, and is not to be read.
+    """
+    run, where = trained.path.absolute().parents[1], trained.config.manifest
+    if where and not (outside or all(inside(part.strip(), run) for part in where.split(","))):
+        where = shown(where)
+        raise ValueError(f"manifest: that of the run {shown(run)} lies outside of it; if it is yours: manifest={where}")
+    return where
+
+
 # ------------------------------------------------------------------------------------------------------------- results
 
 
@@ -272,7 +286,7 @@ def draw(rows: list[dict], folder: Path) -> None:
 
 
 def work(options: Options) -> int:
-    models = [model for path in options.checkpoint for model in find_trained(path, options)]
+    models = [model for path in options.checkpoint for model in find_trained(path, options, outside=options.outside)]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows: list[dict] = []
     said: dict[str, list[str]] = {"notes": [], "unread": []}
@@ -283,7 +297,7 @@ def work(options: Options) -> int:
     sets: dict[object, dict[str, Frames]] = {}
     for name, trained in zip(names(models), models, strict=True):
         config = trained.config
-        manifests = options.manifest or [config and config.manifest]
+        manifests = options.manifest or [config and own_manifest(trained, outside=options.outside)]
         if config is None and not options.manifest:
             raise ValueError(f"checkpoint {trained.path}: from elsewhere; a set is needed: --manifest")
         model = trained.load(device)

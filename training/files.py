@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 
 LONGEST = 200  # bytes of one part of a name: file systems take 255, and endings come on top
+MOST_JSON = 2**27  # bytes of a JSON file
+MOST_VALUES = 2**22  # and the values in it, each of which takes about a hundred bytes of memory
+PACKED = 20  # times as large an archive may become by unpacking
 CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # characters that no name has which is shown or becomes a folder
 
 
@@ -88,15 +92,33 @@ def check_folder(folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------- reading and writing
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """What a file holds.
+
+    Raises:
+        ValueError: it holds more than ``most`` bytes, or is a pipe that a stranger left; the reason has no path.
+        OSError: it cannot be read.
+    """
+    if stat.S_ISFIFO(os.stat(path).st_mode) and not str(path).startswith(("/dev/", "/proc/")):  # as a shell's <(…) lies
+        raise ValueError("expected a file, got a pipe, which may never end")
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size <= most and len(content := file.read(most + 1)) <= most:
+            return content
+    raise ValueError(f"expected at most {most} bytes, got more")
+
+
 def read_json(path: Path) -> Any:
     """What stands in a JSON file.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or is no UTF-8; the reason has no path.
+        ValueError: it is none, is nested too deeply, has too many values, or is no UTF-8; the reason has no path.
         OSError: it cannot be read.
     """
+    content = read_bytes(path, MOST_JSON)
+    if sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"expected at most {MOST_VALUES} values, got more")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -163,6 +185,13 @@ def remove_drafts(folder: Path, name: str = "*") -> None:
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
+def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise BrokenFile for an archive that unpacks to far more than it is."""
+    unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if unpacked > PACKED * packed:
+        raise BrokenFile(f"an archive of {packed} bytes that unpacks to {unpacked}")
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file that was written here.
 
@@ -170,8 +199,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: it is damaged; it is named.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(archive, path)
         with np.load(path) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{shown(path)} is damaged; remove it, and it is made again: {reason}") from error

@@ -21,11 +21,12 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from add_ops._output import outliving_readers
 
-from .files import shown_lines
+from .files import read_bytes, shown_lines
 from .interrupts import during_imports
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
-LARGEST = 1_000_000  # characters of a YAML file with its aliases written out
+LARGEST_FILE = 2**16  # bytes of a YAML file; PyYAML takes a second for 10,000
+LARGEST = 1_000_000  # characters of it with its aliases written out
 O = TypeVar("O")  # noqa: E741 - a dataclass of options
 
 
@@ -135,10 +136,10 @@ def mapping(path: str | Path) -> dict[str, Any]:
     """What stands in a YAML file of ``key: value`` lines.
 
     Raises:
-        ValueError: it cannot be read, is no such file, has a key twice, or aliases make too much of it.
+        ValueError: it cannot be read, is too long, is no such file, has a key twice, or aliases make too much of it.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
+        values = yaml.load(read_bytes(Path(path), LARGEST_FILE).decode("utf-8"), _Once)
         if _size(values, {}) > LARGEST:
             raise ValueError(f"expected at most {LARGEST} characters, its aliases make more of it")
     except Exception as error:  # PyYAML answers odd tags with whatever error they happen to cause

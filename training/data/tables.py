@@ -14,15 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from pyarrow import parquet
+import pyarrow
+from pyarrow import compute, parquet
 
-from ..files import shown
+from ..files import read_bytes, shown
 
 LABELS = dict.fromkeys(("real", "original", "genuine", "pristine"), 0)
 LABELS |= dict.fromkeys(("fake", "forged", "manipulated", "deepfake", "synthetic"), 1)
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
+MAX_BYTES = 2**29
 MAX_CELLS = 2**29  # of a parquet file
+MAX_TEXT_CELLS = 2**25  # of a CSV file, each of which takes about sixty bytes of memory
+LONGEST_LINE = 2**20  # bytes, of a CSV file
 NOTHING = ("none", "nan", "null")  # what scripts write into a cell without a name
 BOX = ("frame", "left", "top", "right", "bottom")
 
@@ -59,7 +63,7 @@ def read(path: str | Path, name: str = "table") -> pandas.DataFrame:
     try:
         if path.is_dir():
             raise ValueError("expected a CSV or parquet file, got a folder")
-        content = path.read_bytes()
+        content = read_bytes(path, MAX_BYTES)
         table = _parquet(content) if content.startswith(b"PAR1") else _csv(content)
         table.columns = pandas.Index([str(column).strip().lower() for column in table], dtype=object)
         table = table.loc[:, table.columns != ""]
@@ -78,22 +82,54 @@ def read(path: str | Path, name: str = "table") -> pandas.DataFrame:
 
 def _parquet(content: bytes) -> pandas.DataFrame:
     try:  # from memory, for a path may look like a URL, or like a set with columns in the names of its folders
-        told = parquet.read_metadata(io.BytesIO(content))
-        if told.num_rows * told.num_columns > MAX_CELLS:  # a few bytes may stand for them
-            raise ValueError(f"at most {MAX_CELLS} cells, not {told.num_rows} rows of {told.num_columns}")
-        table = pandas.read_parquet(io.BytesIO(content))
+        table = _arrow(content).to_pandas()
         table = table.reset_index(drop=not any(table.index.names))
     except Exception as error:  # pyarrow has a family of its own
         raise ValueError(f"expected a whole parquet file, got: {str(error).partition(chr(10))[0]}") from error
     for column, values in table.items():
         if isinstance(values.dtype, pandas.CategoricalDtype):
-            values = values.astype(object)
+            kind = values.cat.categories.dtype
+            values = values.astype(kind if isinstance(kind, pandas.StringDtype) else object)
         if values.dtype == object or isinstance(values.dtype, pandas.StringDtype):
             table[column] = values.where(values.notna(), "")
     return table
 
 
+def _arrow(content: bytes) -> pyarrow.Table:
+    """The columns of a parquet file but for lists; a few of its bytes may stand for any number of cells and texts.
+
+    Raises:
+        ValueError: it has far more of them than such a file of pairs.
+    """
+    told = parquet.read_metadata(io.BytesIO(content))
+    most = min(MAX_CELLS, 2**24 + 64 * len(content))
+    if told.num_rows * told.num_columns > most:
+        raise ValueError(f"at most {most} cells, not {told.num_rows} rows of {told.num_columns}")
+    unpacked = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
+    if unpacked > 2**28 + 64 * len(content):
+        raise ValueError(f"{len(content)} bytes that unpack to {unpacked}")
+    columns = [told.schema.column(i) for i in range(told.num_columns)]
+    flat = [column for column in columns if column.path == column.name and not column.max_repetition_level]
+    texts = [c.name for c in flat if c.physical_type == "BYTE_ARRAY" and c.logical_type.type in ("STRING", "NONE")]
+    chosen = None if len(flat) == len(columns) else [column.name for column in flat]
+    table = parquet.read_table(io.BytesIO(content), columns=chosen, read_dictionary=texts)  # each text is held once
+    written_out = 0
+    for column in table.columns:
+        for part in column.chunks if pyarrow.types.is_dictionary(column.type) else ():
+            if pyarrow.types.is_string(part.dictionary.type) or pyarrow.types.is_binary(part.dictionary.type):
+                lengths = compute.binary_length(part.dictionary).to_numpy(zero_copy_only=False)
+                written_out += int(lengths[part.indices.drop_null().to_numpy(zero_copy_only=False)].sum())
+    if written_out > 2**28 + 256 * len(content):
+        raise ValueError(f"{len(content)} bytes that stand for {written_out} of text")
+    return table
+
+
 def _csv(content: bytes) -> pandas.DataFrame:
+    for start in range(0, len(content) - LONGEST_LINE, LONGEST_LINE):
+        if content.find(b"\n", start, end := start + LONGEST_LINE) < 0 > content.find(b"\r", start, end):
+            raise ValueError(f"expected lines of at most {LONGEST_LINE} bytes, got a longer one")
+    if content.count(b"\n") + max(map(content.count, (b",", b";", b"\t", b"|"))) > MAX_TEXT_CELLS:
+        raise ValueError(f"expected at most {MAX_TEXT_CELLS} cells, got more; of parquet it may be more")
     text = re.sub(r"\A(?:[^\S\r\n]*[\r\n]+)*", "", _decoded(content))  # lines of blanks above the header
     if not text.strip():
         raise ValueError("expected a header line and rows, got an empty file")

@@ -18,13 +18,14 @@ from accelerate import Accelerator
 from safetensors.torch import save
 
 from ..config import LARGEST, Config, load_config
-from ..files import flush, naming, read_json, remove_drafts, shown, write_whole
+from ..files import flush, inside, naming, read_json, remove_drafts, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
 from .hub import WEIGHTS, local, weights_of_folder
 from .weights import read_metadata, read_torch, read_weights
 
 NOTE = "add_ops"  # key of the metadata of our files of weights
+LONGEST_NOTE = 10_000  # characters
 KEPT = 2  # checkpoints: a damaged one falls back to the one before it
 
 
@@ -273,13 +274,15 @@ class Trained:
         return [str(model.fit), f"{file}: images of {model.image_size}×{model.image_size} px, {normalised} ({how})"]
 
 
-def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Trained]:
+def find_trained(path: str | Path, foreign: Foreign | None = None, *, outside: bool = False) -> list[Trained]:
     """The trained models that a path holds.
 
     Args:
         path: the folder of a run (every model of it, the teacher first), the folder of one model, a file of weights, or
             a model on the Hugging Face Hub, ``hf://user/name``.
         foreign: about a file that lies in no run.
+        outside: take also the teacher that a run's configuration names outside of its folder; else that is said, and it
+            is left out, for a run that comes from elsewhere may name any file.
 
     Raises:
         ValueError: nothing there, or a file whose architecture is not known.
@@ -297,9 +300,11 @@ def find_trained(path: str | Path, foreign: Foreign | None = None) -> list[Train
     if (folder / "config.yaml").is_file():
         config = load_config(folder / "config.yaml")
         found = {file.parent.name: _of_run(file, config, foreign) for file in folder.glob(f"*/{WEIGHTS}")}
-        if "teacher" not in found and config.teacher_checkpoint and Path(config.teacher_checkpoint).is_file():
-            given = Path(config.teacher_checkpoint)
-            found["teacher"] = Trained(given, "teacher", config.teacher_model, foreign, config)
+        if "teacher" not in found and (given := config.teacher_checkpoint):
+            if not (outside or inside(given, folder)):
+                print(f"note: teacher_checkpoint {shown(given)} leads outside of {shown(folder)}", file=sys.stderr)
+            elif Path(given).is_file():
+                found["teacher"] = Trained(Path(given), "teacher", config.teacher_model, foreign, config)
         order = ["teacher", *config.students, *sorted(found)]
         if found:
             return sorted(found.values(), key=lambda model: order.index(model.role))
@@ -321,7 +326,9 @@ def find_one_trained(path: str | Path, foreign: Foreign | None = None) -> Traine
 def _note(path: Path) -> dict[str, Any] | None:
     """What :func:`save_weights` noted in a file; None in others."""
     try:
-        note = json.loads(read_metadata(path).get(NOTE, "null"))
+        if len(text := read_metadata(path).get(NOTE, "")) > LONGEST_NOTE:
+            return None
+        note = json.loads(text)
         Foreign(**{name: note[name] for name in ("image_size", "mean", "std")})
         return note if isinstance(note["name"], str) and 0 < note["image_size"] <= LARGEST else None
     except (ValueError, TypeError, KeyError, RecursionError):

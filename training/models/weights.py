@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import BrokenFile, shown
+from ..files import BrokenFile, check_unpacked, shown
 from . import pickles
 
 HEAD = re.compile(r"(?:last_linear|fc|classifier|head)(?:\.\d+)?\.(weight|bias)")
@@ -36,7 +36,6 @@ COUNTER = "num_batches_tracked"  # of batch normalisation; older files have none
 LISTED = 6  # names that a message shows
 DEEPEST = 100  # containers within each other
 MANY = 100_000  # names up to which what a file holds in several places gets a name for each
-PACKED = 20  # times as large a file may become by unpacking
 FOREIGN = {  # how files begin that are mistaken for weights, and what to do about them
     rb"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull",
     rb"\s*<": "a page of the web, not the file: download it again",
@@ -97,9 +96,7 @@ def _check_zip(path: Path) -> None:
             raise BrokenFile("a TorchScript program, which would have to be run")
         if "data.pkl" not in names:
             raise BrokenFile(f"an archive of {_listed(archive.namelist()) or 'nothing'}: unpack it")
-        unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
-        if unpacked > PACKED * packed:  # torch packs nothing
-            raise BrokenFile(f"an archive of {packed} bytes that unpacks to {unpacked}")
+        check_unpacked(archive, path)  # torch packs nothing
         if any(info.CRC for info in archive.infolist()) and (damaged := archive.testzip()):  # torch may write none
             raise BrokenFile(f"a damaged file: {damaged} in it is not as it was written")
 
