@@ -217,7 +217,8 @@ def read_manifest(where: str | pandas.DataFrame, *, outside: bool = False) -> di
 
 def _people(table: pandas.DataFrame) -> list[tuple[str, ...]]:
     """Of each row of a manifest the people that the name of a FaceForensics++ video tells; () for other videos."""
-    named = (table["video_id"] != table["path_raw"]) & (table["video_id"] != table["path_compressed"])
+    own = [manifest.own_name(*pair) for pair in zip(table["path_compressed"], table["compression"], strict=True)]
+    named = (table["video_id"] != table["path_raw"]) & (table["video_id"] != own)
     codes, videos = pandas.factorize(table["dataset"].where(named, "") + "\n" + table["video_id"])
     people = [people_of(*video.split("\n", 1)) for video in videos]
     return [people[code] for code in codes]

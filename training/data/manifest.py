@@ -45,9 +45,9 @@ def read(where: str, *, pictures: bool = True, outside: bool = False) -> pandas.
         working directory; ``path_raw`` is "" where there is no raw twin (a row of compression ``raw`` is its own).
         ``label`` is int64 (1 = fake), ``split`` is train, val or test. Text that is always there and what it is where
         the table has none: compression (``UNNAMED``), dataset (the name of the file), manipulation ("real", "fake"),
-        video_id and twin (``path_raw``, else ``path_compressed``; twin is equal for a real frame and the fake made of
-        it) and reference ("raw", what path_raw is called; "" where there is none). Other columns are as the table has
-        them. ``attrs["where"]`` is ``where``.
+        video_id and twin (``path_raw``, else :func:`own_name` of ``path_compressed``; twin is equal for a real frame
+        and the fake made of it) and reference ("raw", what path_raw is called; "" where there is none). Other columns
+        are as the table has them. ``attrs["where"]`` is ``where``.
 
     Raises:
         ValueError: there is no such manifest, or it is not whole; or all that is wrong with it, with its rows.
@@ -122,7 +122,8 @@ def _part(path: Path, problems: Problems, pictures: bool, outside: bool) -> pand
     given = table["path_raw"] if "path_raw" in table else pandas.Series("", table.index)
     level = tables.text(table["compression"]) if "compression" in table else given
     raw = table["path_raw"] = given.where((given != "") | (level != RAW), table["path_compressed"])
-    own = raw.where(raw != "", table["path_compressed"])
+    names = [own_name(*pair) for pair in zip(table["path_compressed"], level, strict=True)]
+    own = raw.where(raw != "", pandas.Series(names, table.index))
     defaults = {
         "compression": UNNAMED,
         "dataset": path.stem,
@@ -144,6 +145,13 @@ def _part(path: Path, problems: Problems, pictures: bool, outside: bool) -> pand
             problems.add(column, wrong, f"expected no control characters, got {quoted(cells[wrong].unique())}")
     table["reference"] = table["reference"].where(raw != "", "")
     return table
+
+
+def own_name(path: str, level: str) -> str:
+    """A path without the last folder called like its compression: what the qualities of a picture share, which are one
+    source and not several."""
+    head, found, tail = f"/{path}".rpartition(f"/{level}/")
+    return f"{head}/{tail}"[1:] if level and found else path
 
 
 def _make_whole(
