@@ -15,7 +15,6 @@ from training.config import Config
 from training.data import crops, frames, images, manifest, sources
 from training.data.sources.common import Video
 from training.models import checkpoints
-from training.report import card
 
 
 def benchmark(path: Path, frames: dict[str, list]) -> list[Video]:
@@ -108,8 +107,9 @@ def test_links_in_a_folder_lead_to_no_prediction(tmp_path):
     assert [str(answer) for answer in answers] == ["fake 0.500"] * 2
 
 
-def test_the_configuration_of_a_run_from_elsewhere_leads_to_no_files(tmp_path, capsys):
+def test_the_configuration_of_a_run_from_elsewhere_leads_to_no_files(tmp_path, capsys, monkeypatch):
     run, secret = tmp_path / "run", tmp_path / "secret.safetensors"
+    left_out = f"note: teacher_checkpoint {secret} lies neither in {run} nor in the current folder: left out\n"
     for path in (run / "none" / "model.safetensors", run / "t.safetensors", secret):
         files.write_text(path, "x")
     for given, outside, roles in ((secret, False, ["none"]), (secret, True, ["teacher", "none"])):
@@ -117,18 +117,29 @@ def test_the_configuration_of_a_run_from_elsewhere_leads_to_no_files(tmp_path, c
         found = checkpoints.find_trained(run, outside=outside)
         assert [model.role for model in found] == roles
         said = capsys.readouterr().err
-        assert said == ("" if outside else f"note: teacher_checkpoint {secret} leads outside of {run}\n")
+        assert said == ("" if outside else left_out)
     files.write_text(run / "config.yaml", Config(teacher_checkpoint=str(run / "t.safetensors")).to_yaml())
     assert len(checkpoints.find_trained(run)) == 2
 
     for where in ("/dev/zero", f"{run}/../pairs", f"{run}/a.csv,{secret}"):
         model = replace(checkpoints.find_trained(run / "none")[0], config=Config(manifest=where))
-        with pytest.raises(ValueError, match=r"that of the run .* lies outside of it; if it is yours: manifest="):
+        with pytest.raises(ValueError, match=r"neither in it nor in the current folder; if it is yours: manifest="):
             evaluate.own_manifest(model, outside=False)
         assert evaluate.own_manifest(model, outside=True) == where
     inner = replace(model, config=Config(manifest=f"{run}/a.csv, {run}/b.csv"))
     assert evaluate.own_manifest(inner, outside=False) == inner.config.manifest
     assert evaluate.own_manifest(replace(model, config=Config()), outside=False) is None
+
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")  # whose runs name what lies beside them
+    mine = replace(model, config=Config(manifest="pairs,more/manifest.parquet"))
+    assert evaluate.own_manifest(mine, outside=False) == mine.config.manifest
+    files.write_text(run / "config.yaml", Config(teacher_checkpoint="teacher.safetensors").to_yaml())
+    files.write_text(Path("teacher.safetensors"), "x")
+    assert [model.role for model in checkpoints.find_trained(run)] == [
+        "teacher",
+        "none",
+    ] and not capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- written
@@ -181,18 +192,14 @@ def piped(folder: Path) -> None:
 @pytest.mark.parametrize(("spoil", "said"), [(linked, "a/up leads outside of"), (piped, "a pipe or a device")])
 def test_no_command_goes_on_in_a_folder_that_leads_elsewhere(tmp_path, capsys, monkeypatch, spoil, said):
     monkeypatch.chdir(tmp_path)
-    spoil(folder := tmp_path / "embedded")
+    spoil(tmp_path / "embedded")
     words = {
         train: ["--resume", f"out={tmp_path}"],
         study: ["name=embedded", f"out={tmp_path}"],
-        evaluate: ["x.safetensors", f"out={folder}"],
     }
-    monkeypatch.setattr(evaluate, "find_trained", lambda *_, **__: [])
     for command, given in words.items():
         assert command.main(given) == 2
         assert said in capsys.readouterr().err, command
-    with pytest.raises(ValueError, match=said):
-        card.write_folder(folder, None, None, {})
     files.check_folder(tmp_path / "none")
 
 

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.config import Config
 from training.data import embedded
 from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import cell, check_folder, inside, readable, shown, shown_lines, write_text, write_whole
+from training.files import cell, reachable, readable, shown, shown_lines, write_text, write_whole
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -59,7 +59,7 @@ class Options(Foreign):
     each run was trained on."""
     outside: bool = False
     """Read also what lies elsewhere: pictures that a set's table leads to outside of its own folder, by paths or links,
-    and the set and the teacher that a run's configuration names outside of the run."""
+    and the set and the teacher that a run's configuration names outside of the run and of the current folder."""
     cache: str | None = None
     """Where the embedded set is kept; null: where the run has it, if it is there, else runs/.cache."""
     split: str = "test"
@@ -199,12 +199,15 @@ def own_manifest(trained: Trained, *, outside: bool) -> str | None:
     """The table that a run was trained on; None for the embedded set.
 
     Raises:
-        ValueError: it lies elsewhere than the run, which may come from a stranger, and is not to be read.
+        ValueError: it lies neither in the run, which may come from a stranger, nor in the current folder.
     """
     run, where = trained.path.absolute().parents[1], trained.config.manifest
-    if where and not (outside or all(inside(part.strip(), run) for part in where.split(","))):
+    if where and not (outside or all(reachable(part.strip(), run) for part in where.split(","))):
         where = shown(where)
-        raise ValueError(f"manifest: that of the run {shown(run)} lies outside of it; if it is yours: manifest={where}")
+        raise ValueError(
+            f"manifest: that of the run {shown(run)} lies neither in it nor in the current folder; if it is yours:"
+            f" manifest={where}"
+        )
     return where
 
 
@@ -290,7 +293,6 @@ def work(options: Options) -> int:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows: list[dict] = []
     said: dict[str, list[str]] = {"notes": [], "unread": []}
-    check_folder(Path(options.out))
     write(rows, said, options)  # a folder that cannot be written is found before the work,
     for trained in models:  # and a damaged model before others have been asked
         trained.load(device)

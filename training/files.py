@@ -75,6 +75,14 @@ def inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool
     return place == root or place.startswith(os.path.join(root, ""))
 
 
+def reachable(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path that a file in ``folder`` names, which may come from a stranger, is read without being asked for.
+
+    It lies in that folder, or in the current one, as what a user's own runs name does.
+    """
+    return inside(path, folder) or inside(path, os.curdir)
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder to go on in where something in it leads elsewhere: what is written to it would lie there.
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import save
 
 from ..config import LARGEST, Config, load_config
-from ..files import flush, inside, naming, read_json, remove_drafts, shown, write_whole
+from ..files import flush, naming, reachable, read_json, remove_drafts, shown, write_whole
 from ..options import mapping
 from .detector import Detector, pretrained_setting
 from .hub import WEIGHTS, local, weights_of_folder
@@ -281,8 +281,8 @@ def find_trained(path: str | Path, foreign: Foreign | None = None, *, outside: b
         path: the folder of a run (every model of it, the teacher first), the folder of one model, a file of weights, or
             a model on the Hugging Face Hub, ``hf://user/name``.
         foreign: about a file that lies in no run.
-        outside: take also the teacher that a run's configuration names outside of its folder; else that is said, and it
-            is left out, for a run that comes from elsewhere may name any file.
+        outside: take also a teacher that a run's configuration names neither in its folder nor in the current one; else
+            that is said, and it is left out, for a run that comes from elsewhere may name any file.
 
     Raises:
         ValueError: nothing there, or a file whose architecture is not known.
@@ -301,8 +301,9 @@ def find_trained(path: str | Path, foreign: Foreign | None = None, *, outside: b
         config = load_config(folder / "config.yaml")
         found = {file.parent.name: _of_run(file, config, foreign) for file in folder.glob(f"*/{WEIGHTS}")}
         if "teacher" not in found and (given := config.teacher_checkpoint):
-            if not (outside or inside(given, folder)):
-                print(f"note: teacher_checkpoint {shown(given)} leads outside of {shown(folder)}", file=sys.stderr)
+            if not (outside or reachable(given, folder)):
+                note = f"teacher_checkpoint {shown(given)} lies neither in {shown(folder)} nor in the current folder"
+                print(f"note: {note}: left out", file=sys.stderr)
             elif Path(given).is_file():
                 found["teacher"] = Trained(Path(given), "teacher", config.teacher_model, foreign, config)
         order = ["teacher", *config.students, *sorted(found)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import add_ops
 
-from ..files import check_folder, read_json, write_text
+from ..files import read_json, write_text
 from ..models.checkpoints import Trained, save_weights
 from ..models.detector import Detector
 from ..models.hub import CONFIG, WEIGHTS
@@ -23,7 +23,7 @@ def write_folder(folder: Path, trained: Trained, model: Detector, facts: dict[st
         model: ``trained``, loaded.
         facts: what an exported file says of itself.
     """
-    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS)
     config = {
         "architecture": model.name,
