@@ -12,21 +12,27 @@ import torch
 from torch.autograd import forward_ad
 
 import add_ops
-from add_ops import _dispatch
+from add_ops import __main__, _dispatch
 
 BUILT = [name for name, status in add_ops.backends().items() if status == "available"]
 
 
 @pytest.fixture
-def scratch_operator():
+def kernels():
+    """What a test registers is forgotten after it."""
+    saved = dict(_dispatch._kernels), dict(_dispatch._missing)
+    yield
+    _dispatch._kernels.clear(), _dispatch._kernels.update(saved[0])
+    _dispatch._missing.clear(), _dispatch._missing.update(saved[1])
+
+
+@pytest.fixture
+def scratch_operator(kernels):
     """An operator of the tests' own: the reference adds 1, a registered backend 10, and refuses negative input."""
     if not hasattr(torch.ops.add_ops, "scratch"):
         _dispatch.define("scratch(Tensor x) -> Tensor", lambda x: x + 1, torch.empty_like)
-    saved = dict(_dispatch._kernels), dict(_dispatch._missing)
     _dispatch.implement("scratch", "cpp", lambda x: x + 10, lambda x: "x is negative" if bool((x < 0).any()) else None)
-    yield torch.ops.add_ops.scratch
-    _dispatch._kernels.clear(), _dispatch._kernels.update(saved[0])
-    _dispatch._missing.clear(), _dispatch._missing.update(saved[1])
+    return torch.ops.add_ops.scratch
 
 
 def test_auto_asks_the_compiled_backend_and_falls_back_where_it_cannot(scratch_operator):
@@ -138,34 +144,67 @@ def test_triton_without_a_gpu_says_why():
     assert "add_ops::spectral_distance here: it runs on CUDA tensors, and a tensor is on cpu" in done.stdout
 
 
-def test_the_self_test_does_not_hide_an_error():
-    code = """
-import sys
-import warnings
-from add_ops import __main__, _dispatch
-def broken(points, projections):
-    raise RuntimeError("illegal memory access")
-_dispatch.implement("project_and_sort", "cpp", broken)
-sys.exit(__main__.main())
-"""
-    done = run(["-c", code], ADD_OPS_BACKEND="auto")
-    assert done.returncode == 1 and "illegal memory access" in done.stderr
+def self_test(capsys):
+    """Exit status, who answered each primitive on the CPU with which error and verdict, and all that was printed."""
+    status, printed = __main__.main(), capsys.readouterr().out
+    table = printed.partition("\ncpu ")[2].partition("\ncuda ")[0]
+    rows = [line.split(maxsplit=3) for line in table.splitlines() if line.endswith(" ok") or " WRONG " in line]
+    return status, {name: (backend, float(error), verdict) for name, backend, error, verdict in rows}, printed
 
 
-def test_the_self_test_notices_a_wrong_kernel():
-    code = """
-import sys
-import warnings
-from add_ops import __main__, _dispatch
-from add_ops.sliced_wasserstein import reference as r
-def doubled(points, projections):
-    values, permutation = r.project_and_sort(points, projections)
-    return 2 * values, permutation
-_dispatch.implement("project_and_sort", "cpp", doubled)
-sys.exit(__main__.main())
-"""
-    done = run(["-c", code], ADD_OPS_BACKEND="auto")
-    assert done.returncode == 1 and "WRONG" in done.stdout
+PRIMITIVES = ["spectral_distance", "view_histogram", "project_and_sort", "quantile_distance"]
+
+
+def test_the_self_test_says_what_is_installed_and_who_answered(capsys, monkeypatch):
+    def version(package):
+        if package == "triton":
+            raise __main__.PackageNotFoundError
+        return f"1.2.{package}"
+
+    monkeypatch.setattr(__main__, "version", version)
+    with add_ops.use_backend("reference"):
+        status, rows, printed = self_test(capsys)
+    assert status == 0 and list(rows) == PRIMITIVES
+    assert all(backend == "reference" and 0 < error < 1e-5 for backend, error, _ in rows.values())
+    assert printed.startswith(f"add_ops {add_ops.__version__}, Python 3.")
+    assert "\ntorch 1.2.torch, triton not installed, numpy 1.2.numpy\n" in printed
+    assert "\nbackend in force: reference\n" in printed
+    for name, words in add_ops.backends().items():
+        assert re.search(f"^ +{name} +{re.escape(words)}$", printed, re.M)
+
+
+@pytest.mark.parametrize("operator", [name + end for name in PRIMITIVES for end in ("", "_backward")])
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_the_self_test_notices_a_wrong_kernel(kernels, capsys, operator, factor):
+    def wrong(*args):
+        found = _dispatch._references[operator](*args)
+        return found * factor if isinstance(found, torch.Tensor) else (found[0] * factor, *found[1:])
+
+    _dispatch.implement(operator, "cpp", wrong)
+    status, rows, _ = self_test(capsys)
+    assert status == 1 and list(rows) == PRIMITIVES
+    noticed = [name for name, (*_, verdict) in rows.items() if verdict == "WRONG (above 1e-05)"]
+    primitive = operator.removesuffix("_backward")
+    assert noticed == [name for name in PRIMITIVES if name == primitive or (primitive, name) == tuple(PRIMITIVES[2:])]
+
+
+def test_the_self_test_says_why_the_reference_answered(kernels, capsys):
+    _dispatch.implement("project_and_sort_backward", "cpp", None, lambda *_: "it is told to")
+    status, rows, printed = self_test(capsys)
+    assert status == 0 and list(rows) == PRIMITIVES
+    assert "\n    project_and_sort_backward: reference, as it is told to" in printed
+    with add_ops.use_backend("cpp"):  # which then has no answer on any device
+        status, rows, printed = self_test(capsys)
+    assert status == 1 and not rows and "backend 'cpp' was asked for but cannot run add_ops::" in printed
+
+
+def test_the_self_test_does_not_hide_an_error(kernels):
+    def broken(*_):
+        raise RuntimeError("illegal memory access")
+
+    _dispatch.implement("project_and_sort", "cpp", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        __main__.main()
 
 
 def test_the_environment_sets_the_backend_and_an_unknown_word_is_named():
