@@ -207,10 +207,11 @@ def test_bad_weights_and_layers_are_named():
         with pytest.raises(ValueError, match=f"{name}: expected a finite number >= 0, got -1"):
             ADDLoss([1], [1], **{name: -1})
     for weights, scales in (([[0], [0]], {}), ([[1], [0]], {"frequency_scale": 0})):
-        with pytest.raises(ValueError, match="frequency_weights: expected a scaled weight above 0"):
+        with pytest.raises(ValueError, match=r"^frequency_weights: expected a scaled weight above 0"):
             ADDLoss(*weights, **scales)
-    with pytest.raises(ValueError, match="teacher_features: expected 1 layers, got 2"):
-        ADDLoss([1], [0])(features(4), features(4, 4))
+    for name, counts in (("student_features", (3, 1)), ("teacher_features", (1, 3))):
+        with pytest.raises(ValueError, match=f"^{name}: expected 1 layers, got 3"):
+            ADDLoss([1], [0])(*(features(*[4] * count) for count in counts))
     with pytest.raises(ValueError, match=r"layer 1: teacher: expected the student's shape \(4, 4, 4, 5\)"):
         ADDLoss([1], [0])(features(4), features(8))
     with pytest.raises(TypeError, match="layer 1: student: expected a tensor, got NoneType"):

@@ -133,6 +133,8 @@ def test_a_given_tensor_becomes_a_buffer(module, name, value, options):
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other(x, y), loss(x, y)) and torch.equal(copy.deepcopy(loss)(x, y), loss(x, y))
     assert not list(loss.parameters()) and getattr(loss.to("meta"), name).device.type == "meta"
+    moved = getattr(module(**{name: value}, **options).to("meta", torch.bfloat16), name)
+    assert (moved.device.type, moved.dtype) == ("meta", torch.float32)
     assert getattr(other.bfloat16(), name).dtype == torch.float32 and torch.equal(getattr(other, name), value)
     assert torch.equal(other(x, y), expected.mean() if module is SlicedWassersteinLoss else expected)
 

@@ -104,6 +104,47 @@ def test_pairs_of_a_manifest(tmp_path):
         loader.load_splits(Config(manifest=str(tmp_path / "pairs.csv"), compression="c30"))
 
 
+def test_a_configuration_asks_a_manifest_for_qualities(tmp_path):
+    (one := tmp_path / "a").mkdir()
+    table = manifest(one)
+    config = Config(manifest=str(one / "pairs.csv"), qualities=["raw", "c40"], image_size=8)
+    train = loader.load_splits(config)["train"]
+    assert train.learnt == ("raw", "c40") and list(train.images) == ["raw", "c40"]
+    with pytest.raises(ValueError, match=r"^qualities: manifest .* has \['raw', 'c23', 'c40'\], got 'c30'$"):
+        loader.load_splits(replace(config, qualities=["raw", "c30"]))
+    with pytest.raises(ValueError, match=r"^qualities: the embedded set has \['raw', 'c23', 'c40'\], got 'c30', 'c0'$"):
+        loader.load_splits(replace(config, manifest=None, qualities=["c30", "raw", "c0"]))
+
+    unnamed = table[table["compression"] == "c40"].drop(columns="compression")
+    unnamed.to_csv(one / "pairs.csv", index=False)
+    for qualities in ([], ["raw", "c30"]):  # the one compression that is asked for is what the table has
+        found = loader.load_splits(replace(config, qualities=qualities, compression="c30"))["val"]
+        assert found.learnt == tuple(qualities or ["c30"]) and found.images["c30"][0].parent.name == "c40"
+    with pytest.raises(ValueError, match=r"^qualities: manifest"):
+        loader.load_splits(replace(config, qualities=["c23", "c40"]))
+
+    (other := tmp_path / "b").mkdir()
+    for column in ("path_raw", "path_compressed"):
+        table[column] = [str(one / name) for name in table[column]]
+    table.to_csv(other / "pairs.csv", index=False)
+    elsewhere = replace(config, manifest=str(other / "pairs.csv"))
+    with pytest.raises(ValueError, match=r"in the folder of the manifest \(outside=true: any\), got"):
+        loader.load_splits(elsewhere)
+    assert len(loader.load_splits(replace(elsewhere, outside=True))["train"]) == 4
+
+
+def test_who_learns_from_a_teacher_needs_a_raw_frame_to_train_it_on(tmp_path):
+    table = manifest(tmp_path, levels=("c40",))
+    table.assign(path_raw=table["path_raw"].where(table["split"] != "train", "")).to_csv(
+        tmp_path / "pairs.csv", index=False
+    )
+    config = Config(manifest=str(tmp_path / "pairs.csv"), teacher_checkpoint="given.safetensors", image_size=8)
+    assert len(loader.load_splits(replace(config, students=["none"]))["train"]) == 4
+    message = r"^students: kd, add learn from a teacher, and no training row of manifest .*pairs\.csv has a path_raw: "
+    with pytest.raises(ValueError, match=message):
+        loader.load_splits(replace(config, students=["kd", "none", "add"]))
+
+
 def test_a_source_is_an_original_and_all_that_was_made_from_it(tmp_path):
     table = manifest(tmp_path, levels=("c40",), videos=3)
     rows = table[table["split"] == "test"].reset_index(drop=True)
