@@ -73,13 +73,15 @@ def train(folder, role="kd", **changes) -> tuple[Network, Network, list[dict]]:
     values = dict(name="run", out=str(folder), image_size=8, batch_size=4, flip=False, log_every=1, epochs=1)
     config = Config(**(values | dict(validations_per_epoch=1) | changes))
     model, teacher, log = Network(), Network().requires_grad_(False).eval(), Log(config.folder, True)
-    loop.fit(role, model, splits(), config, loop.new_accelerator(config), log, teacher=teacher)
+    teacher.channels = (3, 3, 3, 3)
+    given = None if role == "teacher" else teacher
+    loop.fit(role, model, splits(), config, loop.new_accelerator(config), log, teacher=given)
     return model, teacher, [row for row in read_rows(config.folder / "metrics.jsonl") if row["model"] == role]
 
 
 def test_a_teacher_learns_raw_images_alone(tmp_path):
-    model, other, log = train(tmp_path, "teacher", teacher_epochs=2, teacher_lr=0.5, lr=0.1, epochs=5, warmup_epochs=1)
-    assert len(model.learnt) == 8 and not other.judged
+    model, _, log = train(tmp_path, "teacher", teacher_epochs=2, teacher_lr=0.5, lr=0.1, epochs=5, warmup_epochs=1)
+    assert len(model.learnt) == 8
     assert all(int(images.max()) < 100 for images in model.learnt + model.judged)
     assert max(row.get("lr", 0) for row in log) == pytest.approx(0.5, rel=0.1), "its own rate"
     assert not torch.equal(model.weights[1]["backbone.weight"], model.weights[0]["backbone.weight"]), "no warm-up"
@@ -166,15 +168,16 @@ def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path):
 
 
 def test_a_distiller_is_told_what_both_networks_say_of_the_same_samples(tmp_path, monkeypatch):
-    told = []
+    told, made = [], []
 
     class Told(One):
         def forward(self, student, teacher, *rest):
             told.append((student, teacher, *rest))
             return super().forward(student)
 
-    monkeypatch.setitem(DISTILLERS, "told", lambda *_: Told())
+    monkeypatch.setitem(DISTILLERS, "told", lambda *args: made.append(args) or Told())
     model, teacher, _ = train(tmp_path, "told", flip=True)
+    assert [(config.name, *channels) for config, *channels in made] == [("run", (2, 2, 2, 2), (3, 3, 3, 3))]
     for images, (maps, targets, said, known, labels) in zip(model.learnt, told, strict=True):
         assert said.requires_grad and maps[0].requires_grad and not (known.requires_grad or targets[0].requires_grad)
         raw = images - 100
@@ -205,13 +208,64 @@ def test_batches_that_are_accumulated_are_one_step(tmp_path):
 def test_the_last_step_is_validated_wherever_an_epoch_ends(tmp_path):
     *_, log = train(tmp_path, batch_size=3, validations_per_epoch=2)
     assert [row["step"] for row in log if "val_auc" in row] == [2, 4, 5]
+    *_, log = train(tmp_path / "often", validations_per_epoch=9)  # more than it has steps
+    assert [row["step"] for row in log if "val_auc" in row] == [1, 2, 3, 4]
+
+
+def test_batches_that_fill_no_step_are_left_to_another_epoch(tmp_path):
+    model, _, log = train(tmp_path, epochs=2, batch_size=3, accumulate=2)  # of the five batches of an epoch
+    assert len(model.learnt) == 8 and [row["step"] for row in log if "val_auc" in row] == [2, 4]
+
+
+def test_what_is_logged_and_kept_between_validations(tmp_path, monkeypatch):
+    """By a clock that a training step advances by a second."""
+    seconds = 0.0
+
+    class Clocked(Network):
+        def forward(self, images, **options):
+            nonlocal seconds
+            seconds += self.training
+            return super().forward(images, **options)
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: seconds)
+    monkeypatch.setitem(globals(), "Network", Clocked)
+    *_, log = train(tmp_path / "a", epochs=2)
+    losses = [row for row in log if "loss" in row]
+    assert [(row["step"], row["epoch"]) for row in losses] == [(step, step / 4) for step in range(1, 9)]
+    assert [row["epoch"] for row in log if "val_auc" in row] == [1, 2]
+    *_, log = train(tmp_path / "b", epochs=2, log_every=3, checkpoint_every=5)
+    means = [row for row in log if "loss" in row]
+    assert [row["step"] for row in means] == [3, 4, 5, 6, 8]
+    assert means[0]["loss"] == pytest.approx(np.mean([row["loss"] for row in losses[:3]]))
+    assert means[-1]["loss"] == pytest.approx(np.mean([row["loss"] for row in losses[6:]]))
+    assert [row["images_per_second"] for row in means] == [4] * 5
+    kept = tmp_path / "b" / "run" / "kd"
+    assert sorted(path.name for path in kept.glob("checkpoint-*")) == ["checkpoint-00000005", "checkpoint-00000008"]
+    assert json.loads((kept / "done.json").read_text())["seconds"] == 8
+
+
+def test_what_a_distiller_has_of_its_own_is_trained(tmp_path, monkeypatch):
+    class Weighed(One):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, student, *_):
+            return {"one": self.weight.square()}
+
+    distiller = Weighed()
+    monkeypatch.setitem(DISTILLERS, "one", lambda *_: distiller)
+    *_, log = train(tmp_path, "one", lr=0.1)
+    terms = [row["one"] for row in log if "one" in row]
+    assert len(terms) == 4 and terms == sorted(terms, reverse=True) and distiller.weight < 0.9
 
 
 def test_rate_and_decay_are_as_told(tmp_path):
-    for name, rise, peak in (("a", 0.5, 6), ("b", 0.2, 2)):
+    for name, rise, peak in (("a", 0.5, 6), ("b", 0.2, 2), ("c", 0.8, 9), ("d", 1e-3, 1)):  # two steps at least
         *_, log = train(tmp_path / name, "none", epochs=3, lr=0.1, rise=rise)
         rates = [row["lr"] for row in log if "lr" in row]
-        assert len(rates) == 12 and abs(np.argmax(rates) + 1 - peak) <= 1
+        assert len(rates) == 12 and abs(np.argmax(rates) + 1 - peak) <= (name != "d")
+        assert max(rates) == pytest.approx(0.1, rel=0.1) and rates[-2] < 1e-6, "that of the last step"
     plain, decayed = (train(tmp_path / f"{decay}", "none", lr=0.1, weight_decay=decay)[0] for decay in (0.0, 9.0))
     assert decayed.backbone.weight.norm() < plain.backbone.weight.norm()
 
@@ -338,7 +392,7 @@ def test_a_finished_model_is_read_and_a_damaged_one_is_named(tmp_path):
             train(tmp_path)
 
 
-def test_precision_accumulation_and_unused_parameters_are_those_of_the_configuration():
+def test_precision_accumulation_and_unused_parameters_are_those_of_the_configuration(tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps what the first of a process was told
     try:
         for accumulate, warmup in ((1, 0.0), (3, 0.5)):
@@ -350,6 +404,10 @@ def test_precision_accumulation_and_unused_parameters_are_those_of_the_configura
             one = torch.ones(1, 1, device=accelerator.device)
             with accelerator.autocast():
                 assert (one @ one).dtype == torch.bfloat16
+        model, *_ = train(tmp_path, mixed_precision="bf16")
+        with torch.no_grad():  # it is given back as it was, without the precision of its training
+            images = torch.from_numpy(RAW[:2])
+            assert torch.equal(model(model.pixels(images))[2], Network.forward(model, model.pixels(images))[2])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

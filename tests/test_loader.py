@@ -143,6 +143,11 @@ def test_who_learns_from_a_teacher_needs_a_raw_frame_to_train_it_on(tmp_path):
     message = r"^students: kd, add learn from a teacher, and no training row of manifest .*pairs\.csv has a path_raw: "
     with pytest.raises(ValueError, match=message):
         loader.load_splits(replace(config, students=["kd", "none", "add"]))
+    unseen = table.assign(path_raw=table["path_raw"].where((table["split"] != "val") | (table["label"] == 0), ""))
+    unseen.to_csv(tmp_path / "pairs.csv", index=False)
+    assert len(loader.load_splits(config)["val"].where("raw")) == 2, "a given teacher is not validated"
+    with pytest.raises(ValueError, match=r"split val has no fake \(label 1\) with a path_raw, for the teacher"):
+        loader.load_splits(replace(config, teacher_checkpoint=None))
 
 
 def test_a_source_is_an_original_and_all_that_was_made_from_it(tmp_path):

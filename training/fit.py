@@ -169,9 +169,7 @@ def fit(
     )
     total = epochs * per_epoch
     cycle = max(total, 4)  # the shortest in which one-cycle can rise and fall
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, cycle, pct_start=min(0.5, max(config.rise, 2 / cycle))
-    )
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, cycle, pct_start=max(config.rise, 2 / cycle))
     model, optimizer = accelerator.prepare(model, optimizer)
     if any(True for _ in distiller.parameters()):
         distiller = accelerator.prepare(distiller)
