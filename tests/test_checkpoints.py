@@ -100,9 +100,10 @@ def test_weights_of_ours_know_their_model_without_their_run(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     assert torch.equal(said(detector, pictures), said(model, pictures))
     assert not trained.assumptions(detector)
-    told = find_one_trained(tmp_path / "moved.safetensors", Foreign(mean=[0.9], fake_class=0))
+    told = find_one_trained(tmp_path / "moved.safetensors", Foreign(model="resnet18", mean=[0.9], fake_class=0))
     assert told.load().mean == (0.1, 0.2, 0.3) and torch.equal(said(told.load(), pictures), said(model, pictures))
-    assert "trained here, so mean, fake_class as told are not for it" in told.assumptions(detector)[0]
+    assert "trained here, so model, mean, fake_class as told are not for it" in told.assumptions(detector)[0]
+    assert not find_one_trained(tmp_path / "moved.safetensors", Foreign(model=NAME)).assumptions(detector)
 
 
 def test_a_file_beside_the_configuration_of_another_project_is_foreign(tmp_path):

@@ -266,6 +266,9 @@ def test_rate_and_decay_are_as_told(tmp_path):
         rates = [row["lr"] for row in log if "lr" in row]
         assert len(rates) == 12 and abs(np.argmax(rates) + 1 - peak) <= (name != "d")
         assert max(rates) == pytest.approx(0.1, rel=0.1) and rates[-2] < 1e-6, "that of the last step"
+    *_, log = train(tmp_path / "short", "none", lr=0.1)  # of four steps, the fewest in which it rises and falls
+    rates = [row["lr"] for row in log if "lr" in row]
+    assert len(rates) == 4 and rates[0] == pytest.approx(0.1) and rates[2] < 1e-6
     plain, decayed = (train(tmp_path / f"{decay}", "none", lr=0.1, weight_decay=decay)[0] for decay in (0.0, 9.0))
     assert decayed.backbone.weight.norm() < plain.backbone.weight.norm()
 
@@ -354,11 +357,14 @@ def test_a_given_teacher_is_what_the_configuration_says(tmp_path):
     teacher = loop.given_teacher(config, torch.device("meta"))
     assert teacher.name == "test_byobnet" and next(teacher.parameters()).is_meta
     assert all(torch.equal(v, state[k]) for k, v in loop.given_teacher(config, cpu).state_dict().items())
+    message = r"^teacher_checkpoint: it is a test_byobnet, teacher_model is test_efficientnet$"
+    with pytest.raises(ValueError, match=message):  # so the file itself says
+        loop.given_teacher(replace(config, teacher_model="test_efficientnet"), cpu)
     (run := tmp_path / "run" / "teacher").mkdir(parents=True)
     save_weights(source, run / "model.safetensors")
     (run.parent / "config.yaml").write_text(config.to_yaml())
     other = replace(config, teacher_model="test_efficientnet", teacher_checkpoint=str(run / "model.safetensors"))
-    with pytest.raises(ValueError, match=r"^teacher_checkpoint: it is a test_byobnet, teacher_model is test_efficient"):
+    with pytest.raises(ValueError, match=message):  # so the run says
         loop.given_teacher(other, cpu)
     save_file({name: value.contiguous() for name, value in source.backbone.state_dict().items()}, path)
     bare = loop.given_teacher(replace(config, image_size=64), cpu)  # a file that says nothing of itself

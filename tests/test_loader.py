@@ -34,11 +34,12 @@ def test_one_flip_per_pair():
         )
     assert 0.3 < np.mean(flips) < 0.7
 
-    def flipped(epoch, seed=1):
-        shown = loader.PairDataset(split, 8, seed=seed, flip=True)
+    def flipped(epoch, **seed):
+        shown = loader.PairDataset(split, 8, flip=True, **seed)
         return [not np.array_equal(shown[epoch, i]["raw"], split.images["raw"][i]) for i in range(len(split))]
 
-    assert flipped(5) == flips and len({tuple(flipped(*key)) for key in ((5, 1), (6, 1), (5, 2))}) == 3
+    assert flipped(5, seed=1) == flips and flipped(5, seed=0) == flipped(5), "0 is the default"
+    assert len({tuple(found) for found in (flips, flipped(6, seed=1), flipped(5, seed=2))}) == 3
     plain = loader.PairDataset(split, 8, seed=1)
     assert all(np.array_equal(plain[5, i]["raw"].numpy(), split.images["raw"][i]) for i in range(len(split)))
 

@@ -263,7 +263,8 @@ class Trained:
         told = [name for name in ("image_size", "mean", "std") if getattr(self.foreign, name) is not None]
         file = f"weights {shown(self.path)}"
         if self.ours:
-            ignored = [name for name in told if name != "image_size"] + ["fake_class"] * (self.foreign.fake_class != 1)
+            ignored = ["model"] * (self.foreign.model not in (None, self.architecture))
+            ignored += [name for name in told if name != "image_size"] + ["fake_class"] * (self.foreign.fake_class != 1)
             return [f"{file}: trained here, so {', '.join(ignored)} as told are not for it"] if ignored else []
         how = (
             f"timm's for this model; {', '.join(told)} as told"
@@ -290,10 +291,10 @@ def find_trained(path: str | Path, foreign: Foreign | None = None, *, outside: b
     path, foreign = weights_of_folder(local(path)), foreign or Foreign()
     if path.is_file() and not (path.name == WEIGHTS and _saved_config(path.parent)):
         note = _note(path)
-        model = foreign.model or (note and note["name"])
+        model = note["name"] if note else foreign.model
         if model is None:
             raise ValueError(f"checkpoint {path}: a file from elsewhere; its timm model is needed: model=NAME")
-        return [Trained(path, path.stem, model, foreign, note=note if note and note["name"] == model else None)]
+        return [Trained(path, path.stem, model, foreign, note=note)]
     folder = path.parent if path.is_file() else path
     if (folder / WEIGHTS).is_file() and (saved := _saved_config(folder)):
         return [_of_run(folder / WEIGHTS, load_config(saved), foreign)]
