@@ -64,6 +64,24 @@ def test_order_depends_on_seed_and_epoch_only():
     assert all({index ^ 1 for index in indices} == set(indices) for indices, _ in whole), "twins share a batch"
 
 
+def test_flips_in_training_depend_on_the_seed():
+    raw, turned = torch.from_numpy(pairs().images["raw"]), []
+    for seed in (0, 9):
+        batches = _batches(Config(batch_size=8, image_size=8, seed=seed))
+        turned.append(
+            {i for indices, shown in batches for i, x in zip(indices, shown, strict=True) if (x != raw[i]).any()}
+        )
+    assert turned[0] != turned[1] and all(16 < len(indices) < 48 for indices in turned)
+
+
+def test_evaluation_shows_the_frames_asked_for_in_their_order_as_they_are():
+    split, asked = pairs(), np.array([7, 3, 3, 60, 0])  # no whole number of batches
+    shown = list(loader.evaluation_loader(split, Config(batch_size=1, image_size=8), asked, "c40"))
+    assert len(shown) > 1 and torch.equal(torch.cat(shown), torch.from_numpy(split.images["c40"][asked]))
+    half = loader.evaluation_loader(split, Config(batch_size=1, image_size=4), asked, "c40")
+    assert torch.cat(list(half)).shape == (5, 4, 4, 3)
+
+
 def test_a_step_sees_the_same_samples_however_many_processes_share_it():
     whole = [indices for indices, _ in _batches(Config(batch_size=8, image_size=8))]
     for world in (2, 4):

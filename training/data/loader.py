@@ -131,7 +131,7 @@ class EpochSampler(Sampler):
     """
 
     def __init__(
-        self, twins: np.ndarray, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+        self, twins: np.ndarray, *, batch: int, seed: int, epoch: int, start: int, rank: int, world: int
     ) -> None:
         rng = np.random.default_rng([seed, epoch])
         place = rng.permutation(int(twins.max()) + 1)[twins]
