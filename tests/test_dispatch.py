@@ -20,10 +20,11 @@ BUILT = [name for name, status in add_ops.backends().items() if status == "avail
 @pytest.fixture
 def kernels():
     """What a test registers is forgotten after it."""
-    saved = dict(_dispatch._kernels), dict(_dispatch._missing)
+    tables = _dispatch._kernels, _dispatch._missing, _dispatch._hindrances
+    saved = [dict(table) for table in tables]
     yield
-    _dispatch._kernels.clear(), _dispatch._kernels.update(saved[0])
-    _dispatch._missing.clear(), _dispatch._missing.update(saved[1])
+    for table, before in zip(tables, saved, strict=True):
+        table.clear(), table.update(before)
 
 
 @pytest.fixture
@@ -57,6 +58,30 @@ def test_a_missing_backend_says_why(scratch_operator):
     assert re.fullmatch(reason, add_ops.backends()["cpp"])
     with pytest.raises(RuntimeError, match=f"backend 'cpp' is not available: {reason}"):
         add_ops.use_backend("cpp").__enter__()
+    _dispatch.implement("scratch", "cpp", lambda x: x + 10)
+    assert add_ops.backends()["cpp"] == "available"
+
+
+def test_a_backend_is_asked_each_time_whether_it_can_run(scratch_operator):
+    reasons = ["it rains"]
+    _dispatch.check("cpp", lambda: reasons[0] if reasons else None)
+    assert add_ops.backends()["cpp"] == "it rains"
+    with pytest.raises(RuntimeError, match=r"backend 'cpp' is not available: it rains$"):
+        add_ops.use_backend("cpp").__enter__()
+    reasons.clear()
+    with add_ops.use_backend("cpp"):
+        assert scratch_operator(torch.zeros(())) == 10
+
+
+def test_an_operator_without_a_kernel_is_the_references(scratch_operator):
+    _dispatch._kernels.pop(("scratch", "cpp"))
+    assert scratch_operator(torch.zeros(())) == 1
+    assert _dispatch.answered("scratch") == ("reference", "not implemented")
+    with add_ops.use_backend("cpp"), pytest.raises(RuntimeError, match=r"add_ops::scratch here: not implemented$"):
+        scratch_operator(torch.zeros(()))
+    _dispatch.load("cpp", "add_ops.kernels_of_nobody")
+    assert scratch_operator(torch.zeros(())) == 1
+    assert re.match(r"not built or not installed here \(", _dispatch.answered("scratch")[1])
 
 
 def test_the_block_ends_after_an_error():
@@ -246,6 +271,8 @@ def test_who_answered_and_why(scratch_operator):
     for value, answered in ((0.0, ("cpp", "")), (-1.0, ("reference", "x is negative"))):
         scratch_operator(torch.tensor(value))
         assert _dispatch.answered("scratch") == answered
+    _dispatch._select("scratch", "mps", ())  # a device that no backend is for
+    assert _dispatch.answered("scratch") == ("reference", "")
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -74,6 +74,19 @@ def test_modes_and_tracers_see_the_operators(name):
     assert add_ops.spectral_distance(*meta).shape == (3, 3, 5) and add_ops.spectral_distance(*meta).is_meta
 
 
+@pytest.mark.filterwarnings("ignore")  # it is deprecated, and speaks of every comparison
+def test_a_traced_graph_has_the_operator_and_no_constant_in_its_place():
+    student, teacher = (x.detach() for x in pair())
+    traced = torch.jit.trace(lambda s: add_ops.spectral_distance(s, teacher), student, check_trace=False)
+    assert "add_ops::spectral_distance" in str(traced.graph)
+    assert torch.equal(traced(2 * student), add_ops.spectral_distance(2 * student, teacher))
+
+
+def test_plain_tensors_go_without_the_dispatcher():
+    x = torch.zeros(1)
+    assert _dispatch.plain(x, torch.nn.Parameter(x), "l2", 1.0) and not _dispatch.plain(x, x.to("meta"))
+
+
 def test_a_subclass_of_a_tensor_sees_the_operators():
     class Logged(torch.Tensor):
         @classmethod

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import re
 import resource
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -233,7 +235,9 @@ def test_what_is_logged_and_kept_between_validations(tmp_path, monkeypatch):
     losses = [row for row in log if "loss" in row]
     assert [(row["step"], row["epoch"]) for row in losses] == [(step, step / 4) for step in range(1, 9)]
     assert [row["epoch"] for row in log if "val_auc" in row] == [1, 2]
-    *_, log = train(tmp_path / "b", epochs=2, log_every=3, checkpoint_every=5)
+    assert not any("val_auc/c40" in row for row in log), "of one quality the mean says all"
+    changes = dict(epochs=2, log_every=3, checkpoint_every=5)
+    *_, log = train(tmp_path / "b", **changes)
     means = [row for row in log if "loss" in row]
     assert [row["step"] for row in means] == [3, 4, 5, 6, 8]
     assert means[0]["loss"] == pytest.approx(np.mean([row["loss"] for row in losses[:3]]))
@@ -242,6 +246,21 @@ def test_what_is_logged_and_kept_between_validations(tmp_path, monkeypatch):
     kept = tmp_path / "b" / "run" / "kd"
     assert sorted(path.name for path in kept.glob("checkpoint-*")) == ["checkpoint-00000005", "checkpoint-00000008"]
     assert json.loads((kept / "done.json").read_text())["seconds"] == 8
+    (kept / "done.json").unlink()
+    shutil.rmtree(kept / "checkpoint-00000008")  # as if it had been killed before
+    train(tmp_path / "b", **changes)
+    assert json.loads((kept / "done.json").read_text())["seconds"] == 8, "of both runs together"
+
+
+def test_the_bar_counts_images_and_shows_the_last_loss_and_auc(tmp_path, capsys):
+    changes = dict(epochs=2, batch_size=2, accumulate=2)
+    *_, log = train(tmp_path, **changes)
+    loss, auc = ([row[name] for row in log if name in row][-1] for name in ("loss", "val_auc"))
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert re.search(rf"^ +kd: 100%.* 32\.0/32\.0 \[.*img/s, loss={loss:.3f}, auc={auc:.3f}\]$", last.rstrip())
+    (tmp_path / "run" / "kd" / "done.json").unlink()
+    train(tmp_path, **changes)
+    assert "kd: 100%" in capsys.readouterr().err, "it goes on where it stopped"
 
 
 def test_what_a_distiller_has_of_its_own_is_trained(tmp_path, monkeypatch):
