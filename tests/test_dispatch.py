@@ -260,6 +260,7 @@ def test_a_kernel_that_does_not_start_is_answered_by_the_reference_with_one_warn
             RuntimeWarning, match="scratch is answered by the reference from now on: no such kernel image"
         ):
             assert scratch_operator(zero) == 1
+        assert _dispatch.answered("scratch") == ("reference", "no such kernel image")
         with warnings.catch_warnings(action="error"):
             assert scratch_operator(zero) == 1 and len(calls) == 2  # it is not tried again
         assert _dispatch.answered("scratch") == ("reference", "no such kernel image")
@@ -268,6 +269,7 @@ def test_a_kernel_that_does_not_start_is_answered_by_the_reference_with_one_warn
 
 
 def test_who_answered_and_why(scratch_operator):
+    assert _dispatch.answered("never called") == ("reference", "")
     for value, answered in ((0.0, ("cpp", "")), (-1.0, ("reference", "x is negative"))):
         scratch_operator(torch.tensor(value))
         assert _dispatch.answered("scratch") == answered
