@@ -1,6 +1,7 @@
 """Models for and from the Hugging Face Hub, without a network: a folder that looks like a repository of it."""
 
 import json
+import shutil
 
 import huggingface_hub
 import numpy as np
@@ -101,3 +102,24 @@ def test_a_model_without_figures_says_so(repository, tmp_path):
     again = tmp_path / "again"
     assert export.main([str(repository / "model.safetensors"), "--hub_folder", str(again)]) == 0
     assert "Nothing was measured where this model comes from." in (again / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [[], {}, {"models": {}}, {"models": ["a"]}, {"models": {"a": {"auc": {}}}}, {"models": {"a": {"auc": "x"}}}],
+)
+def test_results_of_another_form_are_none(odd, run, tmp_path):
+    shutil.copytree(run, mine := tmp_path / "run")
+    (mine / "results.json").write_text(json.dumps(odd))
+    assert export.main([str(mine / "add"), "--hub_folder", str(tmp_path / "out")]) == 0
+    assert "Nothing was measured where this model comes from." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_words_of_a_run_are_no_markup_of_a_card(run, tmp_path):
+    shutil.copytree(run, mine := tmp_path / "run")
+    found = json.loads((mine / "results.json").read_text())
+    found |= {"models": {"<b>|a\n": found["models"].popitem()[1]}, "verdicts": ["<script>"]}
+    (mine / "results.json").write_text(json.dumps(found))
+    assert export.main([str(mine / "add"), "--hub_folder", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| &lt;b&gt;\\|a\\n | 0.900 [0.850, 0.930] |" in text and "<" not in text

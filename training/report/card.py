@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
 
 import add_ops
 
-from ..files import read_json, write_text
+from ..files import read_json, shown, write_text
 from ..models.checkpoints import Trained, save_weights
 from ..models.detector import Detector
 from ..models.hub import CONFIG, WEIGHTS
@@ -41,15 +42,15 @@ def write_folder(folder: Path, trained: Trained, model: Detector, facts: dict[st
     write_text(folder / "README.md", _card(trained, facts))
 
 
-def _measured(trained: Trained) -> dict[str, Any] | None:
-    """What the run that trained the model found on its test split."""
+def _measured(trained: Trained) -> list[str] | None:
+    """What the run that trained the model found on its test split; None where no run says so, or in another form."""
     file = trained.path.resolve().parents[1] / "results.json"
     if trained.config is None or not file.is_file():
         return None
     try:
         found = read_json(file)
-        return found if isinstance(found, dict) and found.get("models") else None
-    except ValueError:
+        return _table(found) if found["models"] else None
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -60,30 +61,36 @@ def _number(cell: dict[str, float | None]) -> str:
     return f"{cell['value']:.3f}{interval}"
 
 
+def _text(words: str) -> str:
+    """Words of a run, perhaps a stranger's, as text of a Markdown page and of one cell of its tables."""
+    return html.escape(shown(words), quote=False).replace("|", "\\|")
+
+
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name, values in found["models"].items():
-        lines.append(f"| {name} | {' | '.join(_number(values[metric]) for metric in COLUMNS)} |")
+        lines.append(f"| {_text(name)} | {' | '.join(_number(values[metric]) for metric in COLUMNS)} |")
     facts = found.get("facts", {})
-    when = " · ".join(facts[name] for name in ("Finished", "Device", "Versions") if name in facts)
+    when = " · ".join(_text(facts[name]) for name in ("Finished", "Device", "Versions") if name in facts)
     return [
         *lines,
         "",
-        *found.get("verdicts", []),
+        *map(_text, found.get("verdicts", [])),
         "",
         f"95 % intervals over sources; one training run per model. {when}",
     ]
 
 
 def _card(trained: Trained, facts: dict[str, str]) -> str:
-    run, found = trained.config, _measured(trained)
+    run = trained.config
     data = Path(run.manifest).name if run and run.manifest else "the embedded set of add_ops: photographs, not faces"
+    origin = f"Method: {trained.role}. Trained on: {data}, in the quality {trained.trained_on}."
     nothing = ["Nothing was measured where this model comes from. Do so before you use it."]
     return CARD.format(
         architecture=trained.architecture,
-        origin=f"Method: {trained.role}. Trained on: {data}, in the quality {trained.trained_on}." if run else "",
+        origin=_text(origin) if run else "",
         facts="\n".join(f"- {name}: {facts[name]}" for name in ("input", "output", "crop")),
-        measured="\n".join(_table(found) if found else nothing),
+        measured="\n".join(_measured(trained) or nothing),
     )
 
 
