@@ -38,7 +38,7 @@ from tqdm import tqdm
 from training.config import Config
 from training.data import embedded
 from training.data.frames import Frames, Stills, embedded_spec, read_embedded, read_manifest
-from training.files import cell, reachable, readable, shown, shown_lines, write_text, write_whole
+from training.files import cell, reachable, readable, shown, shown_lines, write_bytes, write_text
 from training.models.checkpoints import Foreign, Trained, find_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -282,7 +282,7 @@ def draw(rows: list[dict], folder: Path) -> None:
     for name, drawing in drawings.items():
         for theme, png in figures.render(drawing, shades).items():
             path = folder / f"{name}{'' if theme == 'light' else '-dark'}.png"
-            write_whole(path, lambda target, png=png: target.write_bytes(png))
+            write_bytes(path, png)
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -182,6 +182,11 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by :func:`write_whole`."""
+    write_whole(path, lambda target: target.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """:func:`write_whole` for a text, in UTF-8 whatever the locale."""
     write_whole(path, lambda target: target.write_text(readable(text), encoding="utf-8"))

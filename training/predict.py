@@ -36,7 +36,7 @@ import torch.nn.functional as F
 
 from training.data import images, sources, video
 from training.data.crops import Cropping, check_place, faces_of
-from training.files import BrokenFile, cell, inside, shortened, shown, shown_lines, write_whole
+from training.files import BrokenFile, cell, inside, shortened, shown, shown_lines, write_bytes
 from training.models.checkpoints import Foreign, find_one_trained
 from training.models.detector import Detector
 from training.options import POSITIONAL, run
@@ -230,7 +230,7 @@ def annotate(predictor: Predictor, answer: Answer, target: Path, folder: Path) -
     face = predictor.crop(frame, box)
     picture = (frame, box, value, face, grad_cam(predictor.model, face))
     png = figures.render(lambda theme: figures.prediction(theme, *picture), [])["light"]
-    write_whole(target, lambda draft: draft.write_bytes(png))
+    write_bytes(target, png)
 
 
 def _free(name: Path, taken: set[Path]) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
-from ..files import BrokenFile, write_whole
+from ..files import BrokenFile, write_bytes
 
 try:
     from pillow_heif import register_heif_opener
@@ -173,7 +173,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
     """Write ``(H, W, 3)`` uint8 as PNG, whole or not at all; the folder is made."""
-    write_whole(Path(path), lambda target: target.write_bytes(png(pixels)))
+    write_bytes(Path(path), png(pixels))
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

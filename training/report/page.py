@@ -17,7 +17,7 @@ import add_ops
 from ..config import Config
 from ..data.embedded import load_photograph
 from ..data.frames import RAW, Split, embedded_spec
-from ..files import read_json, write_text, write_whole
+from ..files import read_json, write_bytes, write_text
 from ..models.detector import Detector
 from . import figures, idea, intervals, metrics, probe, results, sentences, tables
 from .log import read_rows
@@ -193,7 +193,7 @@ def _figures(
         drawn = figures.render(draw, shades)
         for theme, png in drawn.items():
             path = folder / f"{name}{'' if theme == 'light' else '-dark'}.png"
-            write_whole(path, lambda target, png=png: target.write_bytes(png))
+            write_bytes(path, png)
         heading, caption = CAPTIONS[name]
         if name == "views" and config.slicing == "points":
             caption += " The run compared sorted projections of points instead."
