@@ -9,8 +9,9 @@ driver that names a GPU and has none.
     python tests/ahead_of_time.py --room ROOM   of one room only, of those that are chosen otherwise
     python tests/ahead_of_time.py --self-test   kernels that break the budget are refused
 
-A case that passed is remembered in ~/.cache/add_ops (or $XDG_CACHE_HOME/add_ops) and not compiled again while the
-sources, Triton and the case are the same: a run that was cut short goes on. --afresh compiles it all.
+What a compiled kernel takes is remembered in ~/.cache/add_ops (or $XDG_CACHE_HOME/add_ops), and judged without compiling
+it again while its source, Triton and the arguments are the same: a run that was cut short goes on. --afresh compiles
+them all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,42 +58,43 @@ DISTANCES = ("l2", "cosine", "gaussian")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-ROOT = Path(__file__).parents[1]
-SHARED_SOURCES = ("add_ops/_triton.py", "add_ops/_checks.py", "benchmarks/entry.py", "tests/ahead_of_time.py")
+class Taken(NamedTuple):
+    """What a compiled kernel takes of a GPU, and took to compile."""
 
-
-def sources(room: str) -> list[Path]:
-    """On which it depends what is compiled of a room, and how it is judged."""
-    own = [path for path in (ROOT / "add_ops" / room).glob("*.py") if path.stem not in ("op", "cpp_kernels")]
-    return sorted(own) + [ROOT / name for name in SHARED_SOURCES]
+    registers: int  # of a thread
+    stack: int  # bytes, of spilled registers
+    local: int  # bytes
+    warps: int
+    stages: int
+    shared: int  # bytes
+    seconds: float  # of a CPU
 
 
 class Remembered:
-    """Cases that passed, by the contents of ``sources``, the version of Triton and the case."""
+    """What compiled kernels take, by their source, the version of Triton and what they were compiled for."""
 
-    def __init__(self) -> None:
+    def __init__(self, afresh: bool = False) -> None:
         self.folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "add_ops" / "ahead_of_time"
-        self.contents = {room: self._contents(room) for room in ROOMS}
+        self.afresh, self.compiled = afresh, 0
+        self.met: dict[Path, Taken] = {}
 
-    def _contents(self, room: str) -> str:
-        files = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sources(room)]
-        return " ".join([triton.__version__, torch.__version__, *files])
-
-    def path(self, case: Case) -> Path:
-        name = hashlib.sha256(f"{self.contents[case.room]} {tuple(case)}".encode()).hexdigest()[:32]
+    def path(self, kernel: Any, *how: Any) -> Path:
+        source = kernel.cache_key, [(p.name, p.do_not_specialize) for p in kernel.params]
+        name = hashlib.sha256(repr((triton.__version__, source, how)).encode()).hexdigest()[:32]
         return self.folder / f"{name}.json"
 
-    def load(self, case: Case) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.path(case).read_text())
-        except (OSError, ValueError):
-            return None
+    def load(self, path: Path) -> Taken | None:
+        if path not in self.met and not self.afresh:
+            with suppress(OSError, ValueError, TypeError):
+                self.met[path] = Taken(**json.loads(path.read_text()))
+        return self.met.get(path)
 
-    def save(self, case: Case, lines: list[str], launches: Counter[str]) -> None:
+    def save(self, path: Path, taken: Taken) -> None:
+        self.met[path], self.compiled = taken, self.compiled + 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.path(case).with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({"lines": lines, "launches": launches}))
-        part.replace(self.path(case))
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(taken._asdict()))
+        part.replace(path)
 
 
 class Pretended:
@@ -136,18 +139,24 @@ def usage(cubin: bytes) -> dict[str, int]:
     return used
 
 
-def refusals(kernel: Any, capability: int, seconds: float) -> list[str]:
-    """What in a compiled kernel goes over the budget."""
-    used = usage(kernel.asm["cubin"])
-    registers = 32 * kernel.metadata.num_warps * used["REG"]
-    shared, most = kernel.metadata.shared, SHARED[capability]
+def compiled(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Taken:
+    start = cpu_seconds()
+    found = kernel.warmup(*args, grid=grid, **options)
+    used, seconds = usage(found.asm["cubin"]), round(cpu_seconds() - start, 1)
+    data = found.metadata
+    return Taken(used["REG"], used["STACK"], used["LOCAL"], data.num_warps, data.num_stages, data.shared, seconds)
+
+
+def refusals(taken: Taken, capability: int) -> list[str]:
+    """What of a compiled kernel goes over the budget."""
+    registers, most = 32 * taken.warps * taken.registers, SHARED[capability]
     return [
         text
         for over, text in (
-            (used["STACK"] + used["LOCAL"] > 0, f"spills: {used['STACK']} bytes of stack, {used['LOCAL']} local"),
+            (taken.stack + taken.local > 0, f"spills: {taken.stack} bytes of stack, {taken.local} local"),
             (registers > REGISTERS, f"{registers} registers of {REGISTERS}"),
-            (shared > most, f"{shared} bytes of shared memory of {most}"),
-            (seconds > CPU_SECONDS, f"{seconds:.0f} CPU seconds to compile, at most {CPU_SECONDS}"),
+            (taken.shared > most, f"{taken.shared} bytes of shared memory of {most}"),
+            (taken.seconds > CPU_SECONDS, f"{taken.seconds:.0f} CPU seconds to compile, at most {CPU_SECONDS}"),
         )
         if over
     ]
@@ -159,41 +168,41 @@ def described(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> st
 
 
 class Compiler:
-    """Stands in for ``_triton.launch``: compiles for ``capability`` what has not been compiled yet, and judges it."""
+    """Stands in for ``_triton.launch``: compiles for ``capability`` what is not remembered, and judges it."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: Remembered | None = None) -> None:
+        self.remembered = remembered or Remembered(afresh=True)
         self.capability, self.launcher = 90, ""
         self.launches: Counter[str] = Counter()
-        self.seen: dict[tuple[int, str], list[str]] = {}  # and what was refused of it
+        self.taken: dict[str, Taken] = {}  # by launcher, of its first kernel
+        self.said: dict[str, None] = {}
         self.refused: list[str] = []
-        self.shared: dict[str, tuple[int, int]] = {}  # by launcher, of its first kernel: bytes and stages
-        self.lines: list[str] = []
 
-    def say(self, *words: str) -> None:
-        self.lines.append(" ".join(words))
-        print(self.lines[-1], flush=True)
+    def say(self, line: str) -> None:
+        if line not in self.said:
+            print(line, flush=True)
+        self.said[line] = None
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         self.launches[self.launcher] += 1
         triton.runtime.driver.set_active(Pretended(self.capability))
-        start, line = cpu_seconds(), f"sm_{self.capability} {described(kernel, args, options)}:"
-        try:
-            compiled = kernel.warmup(*args, grid=grid, **_triton.OPTIONS | options)
-        except Exception as error:  # whatever the compiler dies of
-            self.say(line, f"REFUSED does not compile: {type(error).__name__}: {error}")
-            self.refused.append(f"{line} does not compile")
-            return
-        seconds = cpu_seconds() - start
-        self.shared.setdefault(self.launcher, (compiled.metadata.shared, compiled.metadata.num_stages))
-        key = self.capability, compiled.hash
-        if key in self.seen:
-            self.refused += self.seen[key]  # no other case with this kernel passes
-            return
-        used, wrong = usage(compiled.asm["cubin"]), refusals(compiled, self.capability, seconds)
-        line += f" {used['REG']} registers, {compiled.metadata.shared} bytes shared, {seconds:.1f} s"
-        self.say(line, *(f"REFUSED {text}" for text in wrong))
-        self.seen[key] = [f"{line} {text}" for text in wrong]
-        self.refused += self.seen[key]
+        line = f"sm_{self.capability} {described(kernel, args, options)}:"
+        options = _triton.OPTIONS | options
+        types = [x.dtype if isinstance(x, Tensor) else x for x in args]
+        path = self.remembered.path(kernel, self.capability, types, options)
+        if (taken := self.remembered.load(path)) is None:
+            try:
+                taken = compiled(kernel, grid, args, options)
+            except Exception as error:  # whatever the compiler dies of
+                self.say(f"{line} REFUSED does not compile: {type(error).__name__}: {error}")
+                self.refused.append(f"{line} does not compile")
+                return
+            self.remembered.save(path, taken)
+        self.taken.setdefault(self.launcher, taken)
+        wrong = refusals(taken, self.capability)
+        line += f" {taken.registers} registers, {taken.shared} bytes shared, {taken.seconds} s"
+        self.say(" ".join([line, *(f"REFUSED {text}" for text in wrong)]))
+        self.refused += [f"{line} {text}" for text in wrong]
 
 
 class Case(NamedTuple):
@@ -239,7 +248,7 @@ def launch(case: Case, compiler: Compiler) -> None:
 
     def run(name: str, *args: Any) -> Any:
         compiler.launcher = name
-        compiler.shared.pop(name, None)
+        compiler.taken.pop(name, None)
         return _dispatch._kernels[name, "triton"][0](*args)
 
     def features() -> Tensor:
@@ -257,12 +266,11 @@ def launch(case: Case, compiler: Compiler) -> None:
                 compiler.say(f"sm_{case.capability} {name}: the reference, {case.distance}: {chosen}")
                 continue
             run(name, *args, student, teacher, case.distance, 1.0, "forward")
-            if name in compiler.shared:  # with a byte less than it takes, a kernel must not be chosen
-                shared, stages = compiler.shared[name]
-                other = _configuration(*problem, shared - 1)
-                if not isinstance(other, str) and other["num_stages"] >= stages:
+            if taken := compiler.taken.get(name):  # with a byte less than it takes, a kernel must not be chosen
+                other = _configuration(*problem, taken.shared - 1)
+                if not isinstance(other, str) and other["num_stages"] >= taken.stages:
                     compiler.refused.append(
-                        f"sm_{case.capability} {name} of {case} takes {shared} bytes, more than said"
+                        f"sm_{case.capability} {name} of {case} takes {taken.shared} bytes, more than said"
                     )
     elif case.room == "multi_view":
         student, views = features(), torch.empty(VIEWS, 3, device="meta")
@@ -280,18 +288,13 @@ def launch(case: Case, compiler: Compiler) -> None:
 
 def compile_all(cases: list[Case], afresh: bool) -> list[str]:
     """What goes over the budget."""
-    _triton.launch, remembered, known = (compiler := Compiler()), Remembered(), 0
+    remembered = Remembered(afresh)
+    _triton.launch = compiler = Compiler(remembered)
     for case in cases:
-        if not afresh and (record := remembered.load(case)):
-            print(*record["lines"], sep="\n", end="\n" if record["lines"] else "")
-            compiler.launches.update(record["launches"])
-            known += 1
-            continue
-        lines, refused, launches = len(compiler.lines), len(compiler.refused), compiler.launches.copy()
         launch(case, compiler)
-        if len(compiler.refused) == refused:
-            remembered.save(case, compiler.lines[lines:], compiler.launches - launches)
-    print(f"{known} of {len(cases)} cases had passed before")
+    total = compiler.launches.total()
+    known = len(remembered.met) - remembered.compiled
+    print(f"{len(cases)} cases, {total} launches: {remembered.compiled} kernels compiled, {known} remembered")
     print(*(f"{launcher}: {count} launches" for launcher, count in compiler.launches.items()), sep="\n")
     return list(dict.fromkeys(compiler.refused))
 

@@ -1,11 +1,14 @@
 """The Triton kernels compiled by ``ahead_of_time.py`` for GPUs that need not be there, and what it remembers."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from triton_checks import on_triton
 
 import add_ops
@@ -38,32 +41,36 @@ def test_the_kernels_compile_within_the_budget_of_every_architecture(triton):
         assert not own or f"\n{operator}: " in done.stdout
 
 
-def test_only_what_passed_with_the_same_sources_is_remembered(tmp_path, monkeypatch, capsys):
+def test_a_kernel_is_remembered_by_its_source_and_arguments_and_judged_anew(tmp_path, monkeypatch, capsys):
     import ahead_of_time
 
-    def launch(case, compiler):
-        compiler.say(f"compiled {case.capability}")
-        compiler.launches["primitive"] += 1
-        if case.capability == 100:
-            compiler.refused.append("too much")
-
-    source = tmp_path / "kernels.py"
-    source.write_text("one")
+    taken = ahead_of_time.Taken(registers=64, stack=0, local=0, warps=4, stages=2, shared=2**10, seconds=1.0)
+    monkeypatch.setattr(ahead_of_time, "compiled", lambda kernel, grid, args, options: taken)
     monkeypatch.setattr(ahead_of_time._triton, "launch", None)  # which compile_all replaces
-    monkeypatch.setattr(ahead_of_time, "launch", launch)
-    monkeypatch.setattr(ahead_of_time, "sources", lambda room: [source])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cases = [ahead_of_time.Case("multi_view", None, capability=number) for number in (90, 100)]
+    kernel = SimpleNamespace(__name__="kernel", cache_key="one", params=[])
+    x = torch.empty(8, device="meta")
 
-    def passed_before(afresh=False):
-        assert ahead_of_time.compile_all(cases, afresh) == ["too much"]
+    def launch(case, compiler):
+        compiler.capability = case.capability
+        ahead_of_time._triton.launch(kernel, (1,), x, 3, BLOCK=16)
+
+    monkeypatch.setattr(ahead_of_time, "launch", launch)
+    cases = [ahead_of_time.Case("multi_view", None, capability=number) for number in (80, 90)]
+
+    def counts(afresh=False):
+        refused = ahead_of_time.compile_all(cases, afresh)
         said = capsys.readouterr().out
-        assert "compiled 90" in said and "compiled 100" in said and "primitive: 2 launches" in said
-        return "1 of 2 cases had passed before" in said
+        assert said.count("REFUSED") == len(refused) and "2 cases, 2 launches" in said
+        return len(refused), *map(int, re.search(r"(\d+) kernels compiled, (\d+) remembered", said).groups())
 
-    assert [passed_before(), passed_before(), passed_before(afresh=True)] == [False, True, False]
-    source.write_text("two")
-    assert [passed_before(), passed_before()] == [False, True]
+    assert [counts(), counts(), counts(afresh=True)] == [(0, 2, 0), (0, 0, 2), (0, 2, 0)]
+    monkeypatch.setitem(ahead_of_time.SHARED, 80, 2**10 - 1)
+    assert counts() == (1, 0, 2)
+    kernel.cache_key = "two"
+    assert [counts(), counts()] == [(1, 2, 0), (1, 0, 2)]
+    x = x.half()
+    assert counts() == (1, 2, 0)
 
 
 @pytest.mark.slow
