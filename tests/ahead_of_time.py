@@ -9,9 +9,9 @@ driver that names a GPU and has none.
     python tests/ahead_of_time.py --room ROOM   of one room only, of those that are chosen otherwise
     python tests/ahead_of_time.py --self-test   kernels that break the budget are refused
 
-What a compiled kernel takes is remembered in ~/.cache/add_ops (or $XDG_CACHE_HOME/add_ops), and judged without compiling
-it again while its source, Triton and the arguments are the same: a run that was cut short goes on. --afresh compiles
-them all.
+What a compiled kernel takes is remembered in ~/.cache/add_ops (or $XDG_CACHE_HOME/add_ops), and judged without
+compiling it again while its source, Triton and the arguments are the same: a run that was cut short goes on. --afresh
+compiles them all.
 """
 
 from __future__ import annotations

@@ -59,6 +59,10 @@ def test_spectral_distances_at_larger_sizes(shape, distance):
 def test_the_launches_of_every_architecture(shape, capability, monkeypatch):
     monkeypatch.setattr(_triton, "limits", lambda device: (capability, 227 * 1024))
     student, teacher = torch.randn(2, *shape, device=DEVICE)
+    if capability < 90 and max(shape[2:]) > 32:
+        with pytest.raises(RuntimeError, match="a side of 36×34 is longer than 32"):
+            add_ops.spectral_distance(student, teacher)
+        return
     upstream = torch.randn(1, *shape[2:], device=DEVICE)
     check(lambda x: add_ops.spectral_distance(x, teacher.to(x.dtype)), student, upstream)
 

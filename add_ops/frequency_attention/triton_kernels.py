@@ -150,7 +150,7 @@ def _configuration(height, width, distance, backward, capability, memory) -> dic
     whole, cosine = height * width <= WHOLE, distance == "cosine"
     block_h, block_w = (1, padded(height * width)) if whole else (padded(height), padded(width))
     rows = [row[3] for row in LAUNCH if max(block_h, block_w) <= row[0] and row[1:3] == (whole, cosine)]
-    longest = 64 if not cosine else 32 if capability >= 90 else 16  # two spectra spill above
+    longest = (32 if cosine else 64) // (1 if capability >= 90 else 2)  # above, registers spill
     if not rows or (not whole and max(height, width) > longest):
         return f"a side of {height}×{width} is longer than {longest}"
     block_c = rows[0] if whole else rows[0] // max(block_h, block_w)
@@ -181,6 +181,12 @@ def _prepared(student: Tensor, distance: str, norm: str, backward: bool) -> tupl
     return tables(height, width, norm, student.device), triton.cdiv(blocks, steps), steps, options
 
 
+def _columns_together(maps: Tensor) -> Tensor:
+    """Large maps with their columns side by side, copied where they are not and a mask for each of them would spill."""
+    large, masked = max(maps.shape[2:]) > 32, maps.shape[3] % 4 != 0
+    return maps.contiguous() if large and masked and maps.stride(3) != 1 else maps
+
+
 def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: float, norm: str) -> Tensor:
     """See ``reference.spectral_distance``."""
     if accumulation(student, teacher) == torch.float64:
@@ -189,6 +195,7 @@ def spectral_distance(student: Tensor, teacher: Tensor, distance: str, sigma: fl
     out = student.new_empty((batch, height, width), dtype=torch.float32)
     if batch == 0:
         return out
+    student, teacher = _columns_together(student), _columns_together(teacher)
     table, splits, steps, options = _prepared(student, distance, norm, backward=False)
     size = table.frequencies[0].numel()
     partial, block = out.new_empty((batch, splits, size)), min(SUMMED, size)
@@ -214,22 +221,20 @@ def spectral_distance_backward(
     out = torch.empty_like(student)
     if len(student) == 0:
         return out
+    student, teacher = _columns_together(student), _columns_together(teacher)
     table, splits, steps, options = _prepared(student, distance, norm, backward=True)
     _triton.launch(
         spectral_distance_backward_kernel, (len(student) * splits,), grad.contiguous(), student, teacher, out, *table,
         0.5 / sigma**2, student.shape[1], splits, steps, student.stride(0), teacher.stride(0), out.stride(0),
-        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:],
-        DISTANCE=distance, **options,
+        STUDENT=student.stride()[1:], TEACHER=teacher.stride()[1:], OUT=out.stride()[1:], DISTANCE=distance, **options,
     )  # fmt: skip
     return out
 
 
 def _unsupported(*args: Any) -> str | None:
     *_, student, teacher, distance, _, _ = args
-    if reason := _triton.not_on_gpu(*args):
-        return reason
-    if accumulation(student, teacher) == torch.float64:  # the reference's, whatever the backend
-        return None
+    if (reason := _triton.not_on_gpu(*args)) or accumulation(student, teacher) == torch.float64:
+        return reason  # none for float64, which is the reference's whatever the backend
     options = _configuration(*student.shape[2:], distance, len(args) == 6, *_triton.limits(student.device))
     if isinstance(options, str):
         return options
