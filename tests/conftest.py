@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from typing import Any
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores; torch reads this when imported
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(workers)))
@@ -16,6 +17,29 @@ if not torch.cuda.is_available():  # Triton reads it when it is imported: the ke
 import add_ops
 
 pytest.register_assert_rewrite("triton_checks")
+
+
+def _quicken_the_interpreter() -> None:
+    """Triton's interpreter replaces the language at every call in a kernel, sums included: here, once in a launch."""
+    from triton.runtime import interpreter
+
+    replaced, replace, launch = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
+
+    def replace_once(function: Any) -> Any:
+        if (known := id(function.__globals__)) in replaced:
+            return None
+        replaced.add(known)
+        return replace(function)
+
+    def launched(self: Any, *args: Any, **options: Any) -> None:
+        replaced.clear()
+        launch(self, *args, **options)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, launched
+
+
+if add_ops.backends()["triton"] == "available" and not torch.cuda.is_available():
+    _quicken_the_interpreter()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
