@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 from add_ops import SlicedWassersteinLoss, project_and_sort, sample_projections, sliced_wasserstein
 from add_ops.sliced_wasserstein import op
 
+INTERPRETED = not torch.cuda.is_available()
 SIZES = [(2, 1, 1, 1), (1, 2, 3, 5), (3, 17, 4, 7), (2, 64, 8, 5), (2, 257, 3, 3), (1, 1000, 2, 2), (1, 3136, 4, 2)]
 
 
@@ -56,7 +57,11 @@ def test_ties_keep_their_order_and_nan_sorts_last(backend, dtype):
 
 
 @pytest.mark.parametrize("points", [2**15, 2**15 + 1])
-def test_the_permutation_survives_its_narrow_storage(backend, points):
+def test_the_permutation_survives_its_narrow_storage(backend, points, monkeypatch):
+    if backend == "triton" and INTERPRETED:  # a thousand programs of its interpreter, which project onto 1
+        from add_ops.sliced_wasserstein import triton_kernels
+
+        monkeypatch.setattr(triton_kernels, "_project", lambda matrix, x, out: out.copy_(matrix @ x))
     x = torch.randperm(points).float().reshape(1, points, 1).requires_grad_()
     values, permutation = project_and_sort(x, torch.ones(1, 1))
     assert torch.equal(x.detach().flatten()[permutation.flatten()], values.detach().flatten())
@@ -138,11 +143,11 @@ def test_compiled_equals_eager_and_autocast_changes_nothing(backend):
 def test_many_slices_are_worked_off_in_parts_with_the_same_bits(backend, monkeypatch):
     """Whole numbers, so that no sum is rounded and the order of the parts cannot show."""
     x, y = (torch.randint(-9, 9, (2, 16, 3)).double().requires_grad_() for _ in range(2))
-    theta, upstream = torch.randint(-4, 5, (3, 8)).double(), torch.randint(-4, 5, (2,)).double()
+    theta, upstream = torch.randint(-4, 5, (3, 4)).double(), torch.randint(-4, 5, (2,)).double()
     weights = {"x_weights": torch.full((2, 16), 1 / 16, dtype=torch.float64)}
 
     def results(function, kept, **options):
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
             distance = function(x, y, theta, **options)
         return distance.detach(), *torch.autograd.grad(distance, (x, y), upstream)
 
@@ -151,13 +156,14 @@ def test_many_slices_are_worked_off_in_parts_with_the_same_bits(backend, monkeyp
         whole, parts = [], []
         expected = results(sliced_wasserstein, whole, **options)
         with monkeypatch.context() as few:
-            few.setattr(op, "STREAMED", 2 * 16 * 7)  # a part is one direction
+            few.setattr(op, "STREAMED", 2 * 16 * 3)  # a part is one direction
             found = results(sliced_wasserstein, parts, **options)
             if not options:
                 compiled = torch.compile(sliced_wasserstein, fullgraph=True, backend="aot_eager")
                 assert all(map(torch.equal, results(compiled, []), expected))
         assert all(map(torch.equal, found, expected))
-        assert max(parts) < 2 * 16 * 8 <= max(whole), "the sorted values are kept for the backward pass"
+        kept = [any(len(shape) == 3 and shape[2] == 16 for shape in shapes) for shapes in (whole, parts)]
+        assert kept == [True, False], "the sorted values are kept for the backward pass"
 
 
 def test_opcheck(backend):
