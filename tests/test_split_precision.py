@@ -24,8 +24,8 @@ from triton.runtime import interpreter  # noqa: E402
 from add_ops import _triton  # noqa: E402
 
 BOUND = TENSOR_CORES[torch.float32]
-SCALES = [1e-6, 1.0, 1e4]
 SHAPES = [(2, 40, 4, 4), (1, 40, 8, 8), (1, 12, 16, 16), (1, 6, 7, 13), (1, 2, 32, 32), (1, 3, 40, 20), (1, 2, 9, 60)]
+SCALED = [*((shape, 1.0) for shape in SHAPES), *((shape, scale) for shape in SHAPES[1:4:2] for scale in (1e-6, 1e4))]
 
 
 def tf32(x):
@@ -113,8 +113,7 @@ def test_the_emulation_by_hand():
     assert summed(ones, ones.T * 1.9 * 2**-27, np.float32(1)) == 1
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "scale"), SCALED, ids=str)
 def test_spectral_distance(tensor_cores, shape, scale):
     student, teacher = scale * torch.randn(2, *shape)
     weights = 10 ** (6 * torch.rand(shape[0], *shape[2:]))  # as large as exp(gamma m) becomes
@@ -127,15 +126,14 @@ def test_spectral_distance(tensor_cores, shape, scale):
     assert min(errors(primitive, student, weights)) > BOUND
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_view_histogram(tensor_cores, scale):
     features, views = scale * torch.randn(2, 40, 4, 4), add_ops.sample_views(3)
     upstream = torch.randn(2, 3, 20)
     assert max(errors(lambda x: add_ops.multi_view_attention(x, views, 20), features, upstream)) <= BOUND
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("points", [40, 260])
+@pytest.mark.parametrize(("points", "scale"), [(40, 1e-6), (40, 1.0), (40, 1e4), (70, 1.0)])
 def test_project_and_sort(tensor_cores, points, scale):
     """The gradient of the sum of squares: which of two near points comes first, float32 does not know."""
     x, theta = scale * torch.randn(1, points, 200), add_ops.sample_projections(200, 3)
