@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -164,6 +165,7 @@ def _run(
 def _refusal(name: str, image_size: int, pretrained: bool, error: Exception) -> str:
     """Why there is no such detector, and the smallest size at which there is one."""
 
+    @cache
     def failure(size: int) -> str:
         try:
             _made(name, size, pretrained=False)
@@ -177,7 +179,7 @@ def _refusal(name: str, image_size: int, pretrained: bool, error: Exception) -> 
         own = pretrained_setting(name)[2]
         if reason := failure(own):
             return f"model: '{name}' cannot be a detector here: {reason}"
-        smallest = next(size for size in sorted({own, *SIZES}) if not failure(size))
+        smallest = next(size for size in sorted({own, *SIZES} - {image_size}) if not failure(size))
     return (
         f"image_size: '{name}' does not run at {image_size}, the smallest that works is {smallest}; got: "
         f"{_reason(error)}"
