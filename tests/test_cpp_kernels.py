@@ -1,5 +1,6 @@
 """The C++ kernels beyond what every backend must show: each instruction set, any number of threads, every codelet."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,6 +20,8 @@ SIDES = [(4, 4), (7, 7), (8, 8), (14, 14), (16, 16), (28, 28), (31, 31), (32, 32
 RECTANGLES = [(4, 8), (7, 14), (16, 56), (31, 32), (112, 60), (2, 128)]
 OTHERS = [(1, 1), (1, 37), (3, 5), (13, 17), (30, 45), (97, 2)]
 MAPS = [(1, 5, 3, 4), (3, 64, 4, 4), (17, 30, 7, 7), (16, 33, 16, 16), (5, 9, 31, 31), (2, 12, 56, 40)]
+MANY = [*itertools.product([(3, 70, 4, 4), (2, 150, 9, 7), (1, 600, 8, 8)], ["l2", "cosine"])]
+MANY += [((16, 136, 34, 34), "l2"), ((2, 136, 34, 34), "cosine")]  # two blocks in a chunk: 32 channels, of float64 16
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
@@ -63,8 +66,7 @@ def test_spectral_distance_at_every_side(capability, size, distance):
         check(lambda x, t=other: add_ops.spectral_distance(x, t.to(x.dtype), distance=distance, sigma=0.1), x, upstream)
 
 
-@pytest.mark.parametrize("distance", ["l2", "cosine"])
-@pytest.mark.parametrize("shape", [(3, 70, 4, 4), (2, 150, 9, 7), (1, 600, 8, 8), (16, 136, 34, 34)], ids=str)
+@pytest.mark.parametrize(("shape", "distance"), MANY, ids=str)
 def test_spectral_distance_over_many_channels(capability, shape, distance):
     # Several groups of channels in a block, several blocks in a chunk, the last cut short; then channels with gaps.
     features, teacher, upstream = torch.randn(shape), torch.randn(shape), torch.randn(shape[0], *shape[2:])
