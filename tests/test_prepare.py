@@ -24,11 +24,12 @@ from training.prepare import Options
 PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
 
 
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process():
     """One process is enough but for the tests that are about processes."""
-
-    monkeypatch.setattr(workers, "by_processes", lambda work, items, jobs: ((item, work(item)) for item in items))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "by_processes", lambda work, items, *_, **__: ((item, work(item)) for item in items))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,15 @@ def ff(tmp_path_factory):
 def run(source, out, **options):
     options = Options(source=str(source), out=str(out), **PLAIN | options)
     return prepare.prepare(options), pandas.read_parquet(manifest.file_of(options.out, *options.part))
+
+
+@pytest.fixture(scope="module")
+def whole(ff, tmp_path_factory):
+    """The folder that an undisturbed run leaves, and its table."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    status, table = run(ff, out)
+    assert status == 0
+    return out, table
 
 
 def copy(tree, tmp_path):
@@ -166,7 +176,7 @@ def test_broken_videos_are_listed_and_the_rest_survives(ff, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_and_rerun(ff, tmp_path, end):
+def test_interrupted_and_rerun(ff, whole, tmp_path, end):
     words = [f"{key}={str(value).replace(' ', '')}" for key, value in PLAIN.items()]
     command = [sys.executable, prepare.__file__, str(ff), f"out={tmp_path / 'out'}", *words]
     # A job in a shell's background inherits a Ctrl-C that is ignored; a user's terminal does not.
@@ -183,10 +193,10 @@ def test_interrupted_and_rerun(ff, tmp_path, end):
     assert not (tmp_path / "out" / "manifest.parquet").exists()
     done = {path: path.stat().st_mtime_ns for path in rows.rglob("*.json")}
     assert 0 < len(done) < 16
-    assert run(ff, tmp_path / "out")[0] == run(ff, tmp_path / "whole")[0] == 0
+    assert run(ff, tmp_path / "out")[0] == 0
     for path in rows.rglob(".*.tmp"):
         path.unlink()
-    assert same(tmp_path / "out", tmp_path / "whole")
+    assert same(tmp_path / "out", whole[0])
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "finished videos are not redone"
     with pytest.raises(ValueError, match="was made with frames=4; name another folder"):
         run(ff, tmp_path / "out", frames=5)
@@ -223,12 +233,11 @@ def test_extracted_frames_and_actors(tmp_path):
     assert [row["frame"] for row in crops.pairs_of(fake, options)[0]] == [0, 1]
 
 
-def test_shards_are_read_together(ff, tmp_path):
-    _, whole = run(ff, tmp_path / "whole")
+def test_shards_are_read_together(ff, whole, tmp_path):
     parts = [run(ff, tmp_path / "out", shard=f"{i}/3")[1] for i in (1, 2, 3)]
     columns = ["path_compressed", "sha256_raw", "sha256_compressed", "split"]
     merged = pandas.concat(parts)[columns].sort_values(columns, ignore_index=True)
-    assert merged.equals(whole[columns].sort_values(columns, ignore_index=True))
+    assert merged.equals(whole[1][columns].sort_values(columns, ignore_index=True))
     folder = loader.load_splits(Config(manifest=str(tmp_path / "out")))
     files = ",".join(str(path) for path in sorted((tmp_path / "out").glob("manifest-*.parquet")))
     listed = loader.load_splits(Config(manifest=files))

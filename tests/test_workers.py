@@ -8,31 +8,19 @@ import sys
 import threading
 import time
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas
 import pytest
 import trees
+from noted_work import is_imported, record
 
 from training import prepare
 from training.data import workers
 from training.files import write_text
 
 ROOT = Path(__file__).parents[1]
-
-
-def record(folder, item):
-    """A work that shows how often, when and where it was done."""
-    with open(folder / "begun", "a") as file:
-        file.write(f"{item} {os.getpid()}\n")
-    if item == "deadly":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if item == "odd":
-        raise OSError("no such codec")
-    time.sleep(1 if item == "long" else 0.2)
-    with open(folder / "done", "a") as file:
-        file.write(f"{item} {os.getpid()}\n")
-    return "it has no face" if item == "faceless" else None
 
 
 def lines(path):
@@ -75,6 +63,13 @@ def test_an_item_that_ends_its_process_is_named_and_the_rest_survives(engine, tm
     assert sorted(item for item, _ in found) == sorted(items), "each once"
     ((culprit, reason),) = [(item, reason) for item, reason in found if reason]
     assert culprit == "deadly" and "ended the process" in reason
+
+
+def test_processes_are_forks_of_one_that_has_imported_what_they_need_and_which_needs_no_torch():
+    forkserver._forkserver._stop()  # that of another test
+    names = ["colorsys", "wave", "torch"]
+    found = dict(workers.by_processes(is_imported, names, 1, preload="colorsys"))
+    assert found == dict.fromkeys(names, "it is not imported") | {"colorsys": None}
 
 
 def test_ctrl_c_drops_what_has_not_begun_and_lets_the_rest_be_finished(engine, tmp_path):
@@ -169,16 +164,18 @@ def test_a_slurm_array_is_the_shards_of_one_command(tmp_path):
     assert called.stdout.splitlines() == words
 
 
-def test_prepare_on_a_cluster_of_which_a_worker_is_killed_gives_what_processes_give(scheduler, tmp_path, monkeypatch):
+def test_prepare_on_a_cluster_that_loses_a_worker_gives_what_one_process_gives(scheduler, tmp_path, monkeypatch):
     import distributed
 
     for label, kind in enumerate(("real", "fake")):
-        for number in range(6):
+        for number in range(4):
             clip = trees.clip_of("train", number, label, size=64, frames=12)
             trees.write_video(tmp_path / "in" / kind / f"{number}.mp4", clip, crf=20)
     monkeypatch.chdir(tmp_path)  # relative names must reach workers that stand elsewhere
     words = ["in", "detector=none", "crfs=[40]", "size=32", "frames=4", "jobs=1"]
-    assert prepare.main([*words, "out=alone"]) == 0
+    with monkeypatch.context() as here:  # a process of its own would import everything first
+        here.setattr(workers, "by_processes", lambda work, items, *_, **__: ((item, work(item)) for item in items))
+        assert prepare.main([*words, "out=alone"]) == 0
 
     with distributed.Client(scheduler) as client:
         (victim,) = list(client.run(os.getpid).values())[:1]
@@ -197,5 +194,5 @@ def test_prepare_on_a_cluster_of_which_a_worker_is_killed_gives_what_processes_g
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
         for folder in (tmp_path / "alone", tmp_path / "shared")
     )
-    assert alone == shared and len(alone) == 12 * 4 * 2
+    assert alone == shared and len(alone) == 8 * 4 * 2
     assert pandas.read_parquet("alone/manifest.parquet").equals(pandas.read_parquet("shared/manifest.parquet"))

@@ -6,6 +6,10 @@ import signal
 import threading
 
 
+class Stopped(RuntimeError):
+    """The work cannot go on although the options are right: one line and exit status 1."""
+
+
 def during_imports(*_: object) -> None:
     """What Ctrl-C does then: a sentence and status 130 instead of a traceback."""
     os.write(2, b"interrupted; nothing was begun\n")

@@ -22,16 +22,12 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from add_ops._output import outliving_readers
 
 from .files import read_bytes, shown_lines
-from .interrupts import during_imports
+from .interrupts import Stopped, during_imports
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
 LARGEST_FILE = 2**16  # bytes of a YAML file; PyYAML takes a second for 10,000
 LARGEST = 1_000_000  # characters of it with its aliases written out
 O = TypeVar("O")  # noqa: E741 - a dataclass of options
-
-
-class Stopped(RuntimeError):
-    """The work cannot go on although the options are right: one line and exit status 1."""
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

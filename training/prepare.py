@@ -224,7 +224,7 @@ def _prepare(options: Options, found: Found, index: int, count: int) -> int:
     engine = (
         workers.by_dask(options.scheduler, work, todo)
         if options.scheduler
-        else workers.by_processes(work, todo, options.jobs)
+        else workers.by_processes(work, todo, options.jobs, preload="training.prepare")
     )
     with tqdm(total=len(videos), initial=len(videos) - len(todo), desc="videos", unit=" videos") as bar:
         for video, reason in engine:

@@ -8,17 +8,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from .interrupts import end_with_parent
-from .options import Stopped
+from .interrupts import Stopped, end_with_parent
 
 T = TypeVar("T")
 
@@ -52,7 +51,10 @@ def side_by_side(
     Returns:
         Why each of the lost items was lost: the error that it raised, or how its process ended.
     """
-    context = _context(preload)
+    import torch  # takes seconds, which the processes of prepare.py can do without
+
+    gpu = torch.accelerator.is_available()  # no fork may follow its first use
+    context = multiprocessing.get_context("spawn") if gpu else forking(preload)
     running: dict[T, tuple[BaseProcess, Connection, float]] = {}
     lost: dict[T, str] = {}
     try:
@@ -81,26 +83,38 @@ def side_by_side(
             process.join()
 
 
-def _context(preload: str) -> BaseContext:
-    """How processes begin: as forks of one that has imported everything; with a GPU, which forbids that, anew."""
-    if torch.accelerator.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
+def forking(preload: str) -> BaseContext:
+    """How processes begin: as forks of one that has imported a module; where a system has no such server, anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     root = str(Path(__file__).resolve().parents[1])
     if root not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, *paths]))  # else it cannot import that
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    resource_tracker.ensure_running()  # else it would begin below, and let Ctrl-C through again
+    first = context.Process(target=int)
+    with _ctrl_c_is_for_this_process():  # which waits: a server, or a process that is half begun, ends with a traceback
+        first.start()  # when the server has imported it
+    first.join()
     return context
+
+
+@contextmanager
+def _ctrl_c_is_for_this_process() -> Iterator[None]:
+    """Processes that begin meanwhile inherit that they do not hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(context: BaseContext, work: Callable, item: object, output: Path) -> tuple[BaseProcess, Connection]:
     answer, says = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(work, item, output, says), name=str(item))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
-    try:
+    with _ctrl_c_is_for_this_process():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     says.close()
     return process, answer
 

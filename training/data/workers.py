@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import pickle
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..interrupts import serve_parent
-from ..processes import usable_cores
+from ..processes import forking, usable_cores
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,16 +39,18 @@ def _attempt(work: Callable[[T], str | None], item: T) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def by_processes(work: Callable[[T], str | None], items: Sequence[T], jobs: int) -> Iterator[tuple[T, str | None]]:
+def by_processes(
+    work: Callable[[T], str | None], items: Sequence[T], jobs: int, *, preload: str = __name__
+) -> Iterator[tuple[T, str | None]]:
     """Each item and the reason why it could not be done, from processes of this machine.
 
     Args:
         work: a function of a module, or a partial of one; returns the reason, or None.
         items: what it is called with, one by one; they can be pickled.
         jobs: processes at a time; 0: one per core.
+        preload: the module that they need, imported once for all, also for those that replace ended ones.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context = forking(preload)
     waiting = [(list(items), jobs or usable_cores())]
     while waiting:
         batch, width = waiting.pop()
