@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from test_training import without_pictures
 
 from training.config import Config
 from training.fit import new_accelerator, new_model
@@ -149,14 +150,14 @@ def test_terms_are_of_the_size_of_cross_entropy_for_any_network(name, precision,
 
 TINY = {
     "image_size": 32,
-    "teacher_model": "resnet10t",
-    "student_model": "resnet10t",
+    "teacher_model": "test_byobnet",
+    "student_model": "test_byobnet",
     "student_from_teacher": False,
     "train_clips": 16,
     "val_clips": 8,
     "test_clips": 8,
     "batch_size": 8,
-    "epochs": 2,
+    "epochs": 1,
     "teacher_epochs": 1,
     "balance": 1.0,
     "balance_steps": 3,
@@ -166,6 +167,7 @@ TINY = {
 }
 
 
+@without_pictures()
 def test_factors_are_logged_printed_and_kept(tmp_path, accelerator, capsys):
     folder = train(Config(out=str(tmp_path), cache=str(tmp_path / "cache"), **TINY))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -180,7 +182,7 @@ def test_factors_are_logged_printed_and_kept(tmp_path, accelerator, capsys):
 
 def test_a_checkpoint_taken_while_measuring_goes_on_with_the_same_factors(tmp_path, accelerator):
     config = Config(name="x", out=str(tmp_path))
-    model = new_model(Config(image_size=32), "resnet10t", accelerator.device)
+    model = new_model(Config(image_size=32), "test_byobnet", accelerator.device)
     optimizer = torch.optim.Adam(model.parameters())
     parts = {
         "model": model,

@@ -1,9 +1,6 @@
 """Learning from several qualities and from frames without a raw twin: draws, mixtures, processes, interruptions."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from test_training import breaks_off, rows, tiny
+from test_training import breaks_off, rows, tiny, train_in_two_processes, without_pictures
 
 from training import fit as loop
 from training import train as scroll
@@ -21,7 +18,6 @@ from training.config import Config
 from training.data import images, loader
 from training.models.distillers import DISTILLERS, NoDistillation
 from training.models.weights import read_weights
-from training.report import page
 from training.report.log import LossHistory, NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,12 +158,7 @@ class Recorder(NoDistillation):
         return {"one": 1 + 0 * student[0].sum()}
 
 
-@pytest.fixture
-def no_report(monkeypatch):
-    monkeypatch.setattr(page, "write", lambda *_: "")
-
-
-@pytest.mark.usefixtures("no_report")
+@without_pictures()
 def test_a_mixed_batch_distils_its_pairs_by_their_share(pairs, tmp_path, monkeypatch):
     monkeypatch.setitem(DISTILLERS, "recorder", lambda *_: Recorder())
     monkeypatch.setattr(Recorder, "calls", [])
@@ -226,7 +217,7 @@ def test_a_term_that_a_batch_has_not_is_zero_in_the_means():
         history.read()
 
 
-@pytest.mark.usefixtures("no_report")
+@without_pictures()
 def test_three_qualities_and_missing_twins_resume_bit_for_bit(pairs, tmp_path):
     changes = dict(epochs=2, checkpoint_every=1, accumulate=2, log_every=2, flip=True)
     folders = [tmp_path / name for name in "ab"]
@@ -248,16 +239,12 @@ def test_two_processes_with_adapters_and_batches_without_twins(pairs, tmp_path):
     config = config_of(
         mixed(pairs), tmp_path, student_model="test_efficientnet", batch_size=2, bootstrap=5, balance=1.0
     )
-    (tmp_path / "ddp.yaml").write_text(replace(config, balance_steps=2).to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", scroll.__file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [*command, "--config", str(tmp_path / "ddp.yaml")]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    train_in_two_processes(replace(config, balance_steps=2))
     results = json.loads((config.folder / "results.json").read_text())
     assert results["models"] and json.loads((config.folder / "add" / "done.json").read_text())["step"] > 4
 
 
+@without_pictures()
 def test_without_anything_raw_there_is_no_teacher(pairs, tmp_path):
     table = pairs.drop(columns="path_raw")
     config = config_of(table, tmp_path, qualities=["c23", "c40"], students=["none"], bootstrap=5)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import breaks_off, cache, rows, tiny  # noqa: F401 - fixtures
+from test_training import breaks_off, cache, rows, tiny, without_pictures  # noqa: F401 - fixtures
 
 from training import fit, train
 from training.config import Config
@@ -86,7 +86,8 @@ def broken_off(cache, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs")
     changes = dict(epochs=2, students=["none"], checkpoint_every=1)
     whole, broken = (tiny(cache, folder / name, **changes) for name in ("whole", "broken"))
-    train.train(whole)
+    with without_pictures():
+        train.train(whole)
     with breaks_off("none", 5):
         train.train(broken)
     return whole, replace(broken, resume=True)
@@ -119,6 +120,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(broken_off, tmp_pa
     assert len(said) == 1 and said[0].startswith(f"note: the checkpoint {kept[1]} is damaged, the one before it")
 
 
+@without_pictures()
 def test_from_the_older_checkpoint_a_run_ends_the_same(broken_off, tmp_path):
     whole, broken = broken_off
     copy = replace(broken, out=str(tmp_path))
