@@ -83,7 +83,8 @@ def _style(theme: dict) -> Iterator[None]:
             "axes.edgecolor": theme["grid"],
             "grid.color": theme["grid"],
             "axes.titlecolor": theme["text"],
-            "figure.dpi": 100,
+            "figure.dpi": 150,
+            "savefig.dpi": "figure",
             "figure.constrained_layout.use": True,
         }
     ):
@@ -92,12 +93,18 @@ def _style(theme: dict) -> Iterator[None]:
 
 def render(draw: Callable[[Theme], Figure], models: list[str]) -> dict[str, bytes]:
     """Draw a picture for every theme: ``{"light": png, "dark": png}``."""
-    result = {}
+    result, places = {}, []
     for name, values in THEMES.items():
         with _style(values):
             figure = draw(Theme(values, models))
+            if not places:  # to find them takes as long as to draw, and saving by itself does both twice
+                figure.get_layout_engine().execute(figure)
+                places = [axis.get_position(original=True) for axis in figure.axes]
+            figure.set_layout_engine("none")
+            for axis, place in zip(figure.axes, places, strict=True):
+                axis.set_position(place)
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=150)
+            figure.savefig(buffer, format="png")
             plt.close(figure)
             result[name] = buffer.getvalue()
     return result
