@@ -1,6 +1,7 @@
 """The study: its statistics by other means, its choices, and a miniature one that is interrupted, continued, grown."""
 
 import json
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = dict(
     name="s",
     image_size=32,
-    train_clips=20,
+    train_clips=8,
     val_clips=8,
     test_clips=16,
     batch_size=8,
@@ -262,11 +263,13 @@ def test_a_study_goes_on_where_it_was_interrupted_and_grows(tmp_path, cache, mon
 
 
 def test_what_is_made_side_by_side_is_the_same_and_a_lost_student_is_told(tmp_path, cache, monkeypatch):
+    forkserver._forkserver._stop()  # another test's has not imported the study, which each process would do then
     monkeypatch.setattr(folds, "pictures", lambda *_: {})
-    weights = {}
-    for parallel in (1, 2):
-        changes = TINY | dict(out=str(tmp_path / str(parallel)), cache=cache, scales=[1.0])
-        config = StudyConfig(**changes, students=["none", "add"], parallel=parallel)
+    weights, side_by_side = {}, study.side_by_side
+    for how in (side_by_side, inline):
+        monkeypatch.setattr(study, "side_by_side", how)
+        changes = TINY | dict(out=str(tmp_path / how.__name__), cache=cache, scales=[1.0])
+        config = StudyConfig(**changes, students=["none", "add"], parallel=2)
         lost = Model(1, "none", "c40")
         lost.folder(config).mkdir(parents=True)
         (lost.folder(config) / "done.json").write_text("{}")  # but no weights
@@ -274,13 +277,13 @@ def test_what_is_made_side_by_side_is_the_same_and_a_lost_student_is_told(tmp_pa
         with pytest.raises(Stopped, match=r"^1 of the models .* fold 1, c40, none: the finished model .* is damaged"):
             study.study(config, say=lines.append)
         assert sum(line.startswith("[") for line in lines) == 6 and "lost: the finished" in "".join(lines)
-        weights[parallel] = {
+        weights[how] = {
             str(path.relative_to(config.folder)): path.read_bytes() for path in config.folder.rglob("model.safetensors")
         }
         found = json.loads((config.folder / "results.json").read_text())["lines"]
         counts = {(line["method"], line["quality"]): len(line["photographs"]) for line in found}
         assert counts["none", "c40"] == 8 and counts["add", "c40"] == 15, "fold 1 of none is lost"
-    assert len(weights[1]) == 5 and weights[1] == weights[2]
+    assert len(weights[inline]) == 5 and weights[inline] == weights[side_by_side]
 
 
 @pytest.mark.parametrize(
