@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from test_training import without_pictures
 from torch import nn
 
 from training import evaluate as command
@@ -22,6 +23,13 @@ from training.report import figures
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 REALS, FAKES = ("youtube",), ("Deepfakes", "FaceSwap")
+DRAW = command.draw
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    """To draw them takes longer than all else; DRAW does."""
+    monkeypatch.setattr(command, "draw", lambda *_: None)
 
 
 class Brightness(nn.Module):
@@ -104,7 +112,8 @@ def test_rows_against_metrics_by_hand(tmp_path, bright, capsys):
     assert "FaceSwap" in capsys.readouterr().out
 
 
-def test_csv_says_what_json_says(tmp_path, bright):
+def test_csv_says_what_json_says(tmp_path, bright, monkeypatch):
+    monkeypatch.setattr(command, "draw", DRAW)
     manifest(tmp_path, videos=20, frames=1)
     command.main([*bright, str(tmp_path / "pairs.csv")])
     rows, _ = results(tmp_path / "out")
@@ -148,7 +157,8 @@ def test_intervals_draw_videos_not_frames(tmp_path, bright):
         assert one == pytest.approx(five) and one["low"] < one["value"] < one["high"]
 
 
-def test_what_is_undefined_is_null_and_said(tmp_path, bright, capsys):
+def test_what_is_undefined_is_null_and_said(tmp_path, bright, capsys, monkeypatch):
+    monkeypatch.setattr(command, "draw", DRAW)
     manifest(tmp_path, splits=("test",), kinds=("Deepfakes",))
     command.main([*bright, str(tmp_path / "pairs.csv")])
     rows, notes = results(tmp_path / "out")
@@ -279,7 +289,8 @@ def trained(tmp_path_factory):
         multi_view_weights=[0, 0, 1.0, 0],
         frequency_weights=[0, 1.0, 0, 0],
     )
-    return scroll.train(config)
+    with without_pictures():
+        return scroll.train(config)
 
 
 def test_a_run_on_its_own_set_gives_the_results_of_the_run(trained, tmp_path):
