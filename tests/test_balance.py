@@ -123,7 +123,7 @@ def test_terms_are_of_the_size_of_cross_entropy_for_any_network(name, precision,
     balance = Balance(config.balance, config.balance_steps, accelerator)
     optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], 2e-4)
     cross_entropies, totals = [], {"frequency": [], "multi_view": []}
-    for _ in range(12):
+    for _ in range(8):
         raw, labels = images(), torch.tensor([0, 1, 0, 1])
         compressed = raw.float().unflatten(1, (-1, 2)).mean(2, keepdim=True).expand(-1, -1, 2, -1, -1).flatten(1, 2)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
