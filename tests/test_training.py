@@ -205,6 +205,7 @@ def test_other_student_architecture_with_adapter(cache, tmp_path):
 
 
 def _train_as_one_of_two(rank: int, config: Config) -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     AcceleratorState._reset_state(reset_partial_state=True)  # what the tests before have settled
     with without_pictures():
