@@ -278,7 +278,7 @@ def full(*_, **__):
 
 def test_a_full_disk_is_told_of_the_checkpoint_and_those_before_it_stand(parts, tmp_path, monkeypatch):
     save(tmp_path, parts, 1, 2)
-    for broken in ("_save", "flush"):
+    for broken in ("write_torch", "flush"):
         monkeypatch.setattr(checkpoints, broken, full)
         with pytest.raises(OSError, match=r"checkpoint-00000003 cannot be written: No space left on device$"):
             save(tmp_path, parts, 3)
@@ -296,7 +296,7 @@ def test_torch_tells_of_a_disk_that_is_or_becomes_full(room):
             return super().write(data) if self.tell() + len(data) <= room else full()
 
     with pytest.raises(OSError, match="No space left"):  # by itself it says "unexpected pos"
-        checkpoints._save(SimpleNamespace(open=lambda _: Disk()), {"a": [torch.zeros(5000) for _ in range(9)]})
+        checkpoints.write_torch(SimpleNamespace(open=lambda _: Disk()), {"a": [torch.zeros(5000) for _ in range(9)]})
 
 
 def test_a_full_disk_ends_a_training_in_one_line(cache, tmp_path, monkeypatch, capsys):  # noqa: F811

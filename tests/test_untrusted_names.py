@@ -52,7 +52,7 @@ def test_names_that_a_file_system_hardly_takes(tmp_path, name):
     assert files.shortened("a" * files.LONGEST) == "a" * files.LONGEST
     files.write_text(tmp_path / name, "x")
     assert os.listdir(tmp_path) == [name]
-    target = predict._free(Path(name), set())
+    target = predict.free_name(Path(name), set())
     (tmp_path / target).touch()
     assert target.suffix == ".png"
 
@@ -130,7 +130,7 @@ def test_names_are_no_mathematics_and_are_left_out_of_no_legend():
 
 
 def test_a_caption_is_text():
-    shown = page._figure({"light": b"", "dark": b""}, "Samples", "Compressed is <script>alert(1)</script> here.")
+    shown = page.captioned({"light": b"", "dark": b""}, "Samples", "Compressed is <script>alert(1)</script> here.")
     assert "<script" not in shown and "&lt;script&gt;" in shown
 
 

@@ -233,7 +233,7 @@ def annotate(predictor: Predictor, answer: Answer, target: Path, folder: Path) -
     write_bytes(target, png)
 
 
-def _free(name: Path, taken: set[Path]) -> Path:
+def free_name(name: Path, taken: set[Path]) -> Path:
     """A file for the picture of a file; files of one name from several inputs get numbers."""
     bare, number = shortened(name.name), 1
     target = name.with_name(f"{bare}.png")
@@ -290,7 +290,7 @@ def work(options: Options) -> int:
             if options.annotate and isinstance(answer, Answer):
                 try:
                     folder = Path(options.annotate)
-                    annotate(predictor, answer, _free(folder / item.below, drawn), folder)
+                    annotate(predictor, answer, free_name(folder / item.below, drawn), folder)
                 except (ValueError, OSError) as error:
                     print(shown(f"{item.path}: not drawn: {error}"), file=sys.stderr)
                     undrawn = True

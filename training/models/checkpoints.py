@@ -79,13 +79,13 @@ def save_checkpoint(
                 state = {name: parts[name].state_dict() for name in ("optimizer", "scheduler", "balance")}
                 state["distiller"] = accelerator.unwrap_model(parts["distiller"]).state_dict()
                 state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-                _save(draft / "state.pt", state | {"progress": asdict(progress)})
+                write_torch(draft / "state.pt", state | {"progress": asdict(progress)})
                 (draft / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
             accelerator.wait_for_everyone()
             rng = {"cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
                 rng["cuda"] = torch.cuda.get_rng_state()
-            _save(draft / f"rng-{accelerator.process_index}.pt", rng)
+            write_torch(draft / f"rng-{accelerator.process_index}.pt", rng)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 sums = {path.name: sha256(path) for path in draft.iterdir()}
@@ -105,7 +105,8 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _save(path: Path, content: dict[str, Any]) -> None:
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """What ``torch.save`` writes to a file; OSError where the disk is full."""
     with path.open("wb") as file:  # given a path, torch.save says nothing of a full disk
         try:
             torch.save(content, file)

@@ -37,7 +37,8 @@ def title(role: str) -> str:
     return TITLES.get(role, f"{role} student")
 
 
-def _figure(pictures: dict[str, bytes], heading: str, caption: str) -> str:
+def captioned(pictures: dict[str, bytes], heading: str, caption: str) -> str:
+    """A section of HTML: a heading, which is HTML, a PNG for ``light`` and ``dark``, and a caption, a text."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(pictures[theme]).decode()}" for theme in ("light", "dark"))
     return (
         f'<figure><h2>{heading}</h2><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
@@ -201,7 +202,7 @@ def _figures(
             caption += f" Compressed is {lossy[-1]} here."
         elif name == "samples":
             caption += " The student only ever sees the middle row."
-        parts[name] = _figure(drawn, heading, caption)
+        parts[name] = captioned(drawn, heading, caption)
     return parts
 
 
