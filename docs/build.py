@@ -149,7 +149,10 @@ def assemble() -> Path:
 
 
 if __name__ == "__main__":
+    from add_ops._output import outliving_readers
+
     command = [Path(sys.executable).with_name("zensical"), "build", "--strict", "-f", assemble()]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout)
+    with outliving_readers():
+        print(done.stdout)
     sys.exit(done.returncode or "griffe:" in done.stdout)  # what it says of docstrings is no warning to --strict

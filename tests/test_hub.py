@@ -106,7 +106,15 @@ def test_a_model_without_figures_says_so(repository, tmp_path):
 
 @pytest.mark.parametrize(
     "odd",
-    [[], {}, {"models": {}}, {"models": ["a"]}, {"models": {"a": {"auc": {}}}}, {"models": {"a": {"auc": "x"}}}],
+    [
+        [],
+        {},
+        {"models": {}},
+        {"models": ["a"]},
+        {"models": {"a": {"auc": {}}}},
+        {"models": {"a": {"auc": "x"}}},
+        {"models": {"a": {"auc": {"value": 10**400, "low": None}}}},
+    ],
 )
 def test_results_of_another_form_are_none(odd, run, tmp_path):
     shutil.copytree(run, mine := tmp_path / "run")

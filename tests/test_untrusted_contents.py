@@ -251,6 +251,8 @@ EXPLODING = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 1}]" for i in ra
         ("", "expected 'key: value' lines, got NoneType"),
         ("? [a, b]\n: 1", "cannot be read: while constructing a mapping"),
         ("lr: [" + "1, " * 9999 + "]", "lr: "),
+        ("crfs: [" + "1, " * 1500 + "]", "crfs: expected at most 1000 values, got 1500, in "),
+        ("crfs: '[" + "1, " * 1500 + "]'", "crfs: expected at most 1000 values, got "),
     ],
 )
 def test_a_configuration_from_elsewhere_gets_one_line(tmp_path, capsys, monkeypatch, text, said):

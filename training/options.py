@@ -26,6 +26,7 @@ from .interrupts import Stopped, during_imports
 
 POSITIONAL = {"positional": True}  # metadata of a field that is also filled by words without a key
 LARGEST_FILE = 2**16  # bytes of a YAML file; PyYAML takes a second for 10,000
+MOST_ITEMS = 1000  # of a list; the parser of options takes seconds for more
 LARGEST = 1_000_000  # characters of it with its aliases written out
 O = TypeVar("O")  # noqa: E741 - a dataclass of options
 
@@ -204,6 +205,8 @@ def _of_file(path: str | Path, kind: type) -> list[tuple[str, str]]:
         if _is_list(hint) and not isinstance(value, list) and value is not None:
             value = [value]
         said = str(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        if _is_list(hint) and (count := 1 + said.rstrip(", ]").count(",")) > MOST_ITEMS:
+            raise ValueError(f"{key}: expected at most {MOST_ITEMS} values, got {count}, in {path}")
         if "str" not in str(hint) and re.search("[&*]", said):  # it will be read as YAML once more
             raise ValueError(f"{key}: expected no aliases within a text, in {path}")
         return said

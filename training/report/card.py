@@ -50,7 +50,7 @@ def _measured(trained: Trained) -> list[str] | None:
     try:
         found = read_json(file)
         return _table(found) if found["models"] else None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
 
 
