@@ -163,6 +163,6 @@ def test_models_of_a_run_teacher_first(tmp_path):
     with pytest.raises(ValueError, match=r"expected one model, got a run of 3; choose: .*teacher.*none.*add"):
         find_one_trained(config.folder)
     assert find_one_trained(config.folder / "add").path == Path(config.folder / "add" / "model.safetensors")
-    (config.folder / "config.yaml").write_text(replace(config, student_model="resnet18").to_yaml())
+    (config.folder / "config.yaml").write_text(replace(config, student_model="test_resnet").to_yaml())
     with pytest.raises(ValueError, match="missing or of another shape"):
         find_one_trained(config.folder / "add").load()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas
 import pyarrow
 import pytest
+import timm
 import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -20,8 +21,8 @@ from untrusted import Even, picture
 from training import evaluate, files, options, predict
 from training.config import Config
 from training.data import crops, frames, manifest, sources, tables
-from training.models import checkpoints
-from training.models.weights import read_weights
+from training.models import checkpoints, weights
+from training.models.weights import load_into, read_weights
 
 
 @pytest.mark.parametrize("kind", ["deepfakebench", "dfdc", "faceforensics"])
@@ -156,9 +157,9 @@ def test_what_a_file_of_weights_says_of_itself_is_believed_only_where_it_can_be(
 
 
 def torch_file(path: Path, code: bytes) -> Path:
-    """A file as torch.save writes it, of a pickle by opcodes."""
+    """A file as torch.save writes it, of a pickle by opcodes and a storage of one number."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (("data.pkl", code), ("version", b"3\n"), ("byteorder", b"little")):
+        for name, content in {"data.pkl": code, "version": b"3\n", "byteorder": b"little", "data/0": bytes(4)}.items():
             archive.writestr(f"a/{name}", content)
     return path
 
@@ -168,9 +169,66 @@ def doubled(times: int) -> bytes:
     return b"N" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(times))
 
 
+def text(words: str) -> bytes:
+    return b"X" + struct.pack("<I", len(words)) + words.encode()
+
+
+def expanded(*shape: int) -> bytes:
+    """A tensor of one number that stands at every place."""
+    sizes, strides = (
+        b"(" + b"J%b" * len(shape) % tuple(struct.pack("<i", n) for n in part) + b"t"
+        for part in (shape, [0] * len(shape))
+    )
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\1tQ"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\0"
+        + sizes
+        + strides
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
+
+
+def again(function: bytes, argument: bytes, call: bytes) -> bytes:
+    """A list of what comes of the same call a thousand times."""
+    return function + b"q\0" + argument + b"q\1](" + call * 1000 + b"e."
+
+
+def frozen(times: int) -> bytes:
+    """A frozen set that holds the one before, and holds it within a tuple."""
+    step = b"q\1c__builtin__\nfrozenset\n]h\1ah\1\x85a\x85R"
+    return b"c__builtin__\nfrozenset\n]Na\x85R" + step * times
+
+
+WIDE = b"c__builtin__\nset\n" + expanded(2**30)  # of which a set would make as many tensors
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
+        (again(b"c_codecs\nencode\n", text("k" * 10_000), b"h\0h\1X\0\0\0\0\x86R"), "copy far more than there is"),
+        (again(b"c__builtin__\nset\n", b"](" + b"N" * 5000 + b"e", b"h\0h\1\x85R"), "copy far more than there is"),
+        (again(b"c__builtin__\nset\n", b"](" + b"N" * 5000 + b"e", b"(h\0h\1o"), "copy far more than there is"),
+        (again(b"c__main__\nA\n", b"(" + b"N" * 5000 + b"t", b"h\0h\1R"), "copy far more than there is"),
+        (again(b"c__main__\nA\n", b"(" + b"N" * 5000 + b"t", b"h\0h\1\x81"), "copy far more than there is"),
+        (
+            again(
+                b"c__main__\nA\n",
+                b"}(" + b"".join(b"M%bN" % struct.pack("<H", n) for n in range(5000)) + b"u",
+                b"h\0)\x81h\1b",
+            ),
+            "copy far more than there is",
+        ),
+        (WIDE + b"\x85R.", "set of Tensor"),
+        (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n(c__builtin__\nset\nN" + expanded(2**30) + b"NtR.",
+            "a tensor of Tensor",
+        ),
+        (expanded(2**30) + b"K\0K\1s.", "items or a state for Tensor"),
+        (expanded(1) + b"(K\0tb.", "items or a state for Tensor"),
+        (b"}(" + frozen(60) + b"N" + frozen(60) + b"Nu.", "unhashable"),
+        (b"c__builtin__\nslice\nN" + doubled(60) + b"\x86R.", "a slice of other things"),
         (b"]q\0h\0a.", "found none"),
         (b"}q\0X\1\0\0\0ah\0s.", "found none"),
         (b"]q\0h\0\x85q\1h\0h\1a0h\1.", "found none"),
@@ -189,6 +247,51 @@ def doubled(times: int) -> bytes:
 def test_pickles_take_no_more_time_or_memory_than_their_size(tmp_path, code, said):
     with pytest.raises(ValueError, match=rf"^weights .*{said}"):
         read_weights(torch_file(tmp_path / "a.pth", b"\x80\2" + code))
+
+
+def test_names_take_no_more_memory_than_they_may(tmp_path, monkeypatch):
+    torch.save({"k" * 100: {i: torch.zeros(1) for i in range(9)}}, tmp_path / "a.pth")
+    assert list(read_weights(tmp_path / "a.pth"))[8] == "k" * 100 + ".8"
+    monkeypatch.setattr(weights, "MOST_CHARACTERS", 1000)
+    with pytest.raises(ValueError, match=r"^weights .*a\.pth: expected names of at most 1000 characters together"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_odd_keys_are_named_in_short_or_refused_with_the_file(tmp_path):
+    torch.save({("k" * 10_000,) * 1000: torch.zeros(1)}, tmp_path / "a.pth")
+    assert len(next(iter(read_weights(tmp_path / "a.pth")))) < 1000
+    torch.save({10**5000: torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"^weights .*a\.pth: Exceeds the limit"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_attributes_of_a_parameter_are_left_out(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.detach = "mine"
+    torch.save({"a": parameter}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth")["a"].tolist() == [1, 1]
+
+
+def test_a_number_is_not_expanded_to_positions(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=64, depth=1)
+    positions = torch.zeros(1, 37, 192)
+    for value, loads in (
+        (positions, True),
+        (torch.zeros(1, 1, 1).expand(1, 37, 192), False),
+    ):
+        torch.save(model.state_dict() | {"pos_embed": value}, tmp_path / "a.pth")
+        if loads:
+            load_into(model, tmp_path / "a.pth")
+        else:
+            with pytest.raises(ValueError, match=r"pos_embed: \(1, 37, 192\), the model's is \(1, 17, 192\)"):
+                load_into(model, tmp_path / "a.pth")
+
+
+def test_a_small_file_makes_no_large_model(tmp_path):
+    note = json.dumps({"name": "resnet18", "image_size": 224, "mean": [0.5], "std": [0.5]})
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"add_ops": note})
+    with pytest.raises(ValueError, match=r"^weights .*a\.safetensors: \d+ bytes, and 'resnet18' has \d+ numbers$"):
+        checkpoints.find_one_trained(tmp_path / "a.safetensors").load()
 
 
 def test_long_tuples_and_nested_ones_are_read(tmp_path):

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from ..config import LARGEST, Config, load_config
 from ..files import flush, naming, reachable, read_json, remove_drafts, shown, write_whole
 from ..options import mapping
-from .detector import Detector, pretrained_setting
+from .detector import Detector, numbers, pretrained_setting
 from .hub import WEIGHTS, local, weights_of_folder
 from .weights import read_metadata, read_torch, read_weights
 
@@ -251,6 +251,12 @@ class Trained:
             ValueError: not its weights, or no two-class head among them.
         """
         mean, std, size = self.setting
+        if self.ours:  # what a small file names may be too large for this machine
+            needed, found = numbers(self.architecture, size), self.path.stat().st_size
+            if found < needed:
+                raise ValueError(
+                    f"weights {shown(self.path)}: {found} bytes, and '{self.architecture}' has {needed} numbers"
+                )
         told = {} if self.ours else {"fake_class": self.foreign.fake_class, "prefix": self.foreign.prefix}
         model = Detector(self.architecture, size, weights=self.path, mean=mean, std=std, **told)
         if not model.fit.head:

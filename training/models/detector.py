@@ -122,15 +122,25 @@ def _per_channel(name: str, value: float | Sequence[float]) -> tuple[float, ...]
     return values * (3 // len(values))
 
 
-def _made(name: str, image_size: int, pretrained: bool) -> tuple[nn.Module, list[int], list[int]]:
-    """The backbone, its taps and their channels, after one forward that shows that it can be a detector."""
+def _created(name: str, image_size: int, pretrained: bool) -> nn.Module:
     size = {"img_size": image_size} if _settings(name).fixed_input_size else {}
     try:
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=2, **size)
+        return timm.create_model(name, pretrained=pretrained, num_classes=2, **size)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=2)
+        return timm.create_model(name, pretrained=pretrained, num_classes=2)
+
+
+def numbers(name: str, image_size: int) -> int:
+    """How many numbers a model consists of, told without the memory for them."""
+    with torch.device("meta"):
+        return sum(value.numel() for value in _created(name, image_size, False).state_dict().values())
+
+
+def _made(name: str, image_size: int, pretrained: bool) -> tuple[nn.Module, list[int], list[int]]:
+    """The backbone, its taps and their channels, after one forward that shows that it can be a detector."""
+    backbone = _created(name, image_size, pretrained)
     if not hasattr(backbone, "forward_intermediates"):
         raise ValueError("it has no forward_intermediates to tap its stages with")
     if (stages := len(backbone.feature_info)) < 4:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 import sys
 import tarfile
 import warnings
@@ -36,6 +37,8 @@ COUNTER = "num_batches_tracked"  # of batch normalisation; older files have none
 LISTED = 6  # names that a message shows
 DEEPEST = 100  # containers within each other
 MANY = 100_000  # names up to which what a file holds in several places gets a name for each
+MOST_CHARACTERS = 2**24  # of all names together
+HOLDING = Tensor | Mapping | list | tuple | set | frozenset | pickles.Inert
 FOREIGN = {  # how files begin that are mistaken for weights, and what to do about them
     rb"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull",
     rb"\s*<": "a page of the web, not the file: download it again",
@@ -136,8 +139,8 @@ def _read_named(path: str | Path) -> dict[str, tuple[Tensor, str]]:
     contents = read_torch(path)
     try:
         named = dict(_named(contents))
-    except RecursionError as error:
-        raise ValueError(f"weights {shown(path)}: expected containers at most {DEEPEST} deep") from error
+    except Exception as error:  # of odd keys
+        raise ValueError(f"weights {shown(path)}: {_shown(str(error), 300)}") from error
     if not named:
         arrays = "arrays of NumPy are to be made tensors by torch.from_numpy"
         raise ValueError(f"weights {shown(path)}: expected tensors by name (a state_dict), found none; {arrays}")
@@ -145,34 +148,44 @@ def _read_named(path: str | Path) -> dict[str, tuple[Tensor, str]]:
 
 
 def _named(contents: object) -> Iterator[tuple[str, tuple[Tensor, str]]]:
-    """Tensors by name, each with the name of the mapping, list or whole module that it lies in."""
-    seen, names = set[int](), 0
-    waiting = [("", "", contents, False, ())]
+    """Tensors by name, each with the name of the mapping, list or whole module that it lies in.
+
+    Raises:
+        ValueError: containers are nested too deeply, or the names are too long to be written out.
+    """
+    seen, names, characters = set[int](), 0, 0
+    waiting = [("", "", contents, False, ())] if isinstance(contents, HOLDING) else []
     while waiting:
         container, prefix, value, in_module, above = waiting.pop()
         if isinstance(value, Tensor):
             yield prefix[:-1], (value.detach(), container)
             continue
         known = above if names <= MANY else seen  # pickles may hold themselves, and a part in many places
-        if id(value) in known or not isinstance(value, Mapping | list | tuple | set | frozenset | pickles.Inert):
+        if id(value) in known:
             continue
         seen.add(id(value))
         is_module = isinstance(value, pickles.Inert) and {"_parameters", "_modules"} <= value.contents.keys()
         if is_module:
             kinds = ("_parameters", "_buffers", "_modules")
-            held = [part.items() for kind in kinds if isinstance(part := value.contents.get(kind), Mapping)]
-            unsaved = value.contents.get("_non_persistent_buffers_set") or ()
+            held = [dict.items(part) for kind in kinds if isinstance(part := value.contents.get(kind), dict)]
+            unsaved = value.contents.get("_non_persistent_buffers_set")
+            unsaved = unsaved if isinstance(unsaved, set) else set()
             items = [item for part in held for item in part if item[0] not in unsaved]
         elif isinstance(value, pickles.Inert | Mapping):
-            items = list((value.contents if isinstance(value, pickles.Inert) else value).items())
+            items = list(dict.items(value.contents if isinstance(value, pickles.Inert) else value))
         else:
             items = list(enumerate(value))
         if len(above) >= DEEPEST:
-            raise RecursionError
+            raise ValueError(f"expected containers at most {DEEPEST} deep")
         names += len(items)
         inside = container if in_module and is_module else prefix
         above = (*above, id(value))
-        waiting += [(inside, f"{prefix}{name}.", part, is_module, above) for name, part in reversed(items)]
+        for name, part in reversed(items):
+            if isinstance(part, HOLDING):
+                place = f"{prefix}{name if isinstance(name, str) else reprlib.repr(name)}."
+                if (characters := characters + len(place)) > MOST_CHARACTERS:
+                    raise ValueError(f"expected names of at most {MOST_CHARACTERS} characters together, got more")
+                waiting.append((inside, place, part, is_module, above))
 
 
 @dataclass
@@ -286,9 +299,10 @@ def load_into(backbone: nn.Module, path: str | Path, *, fake_class: int = 1, pre
 def _prefix(file: Tensors, own: Tensors, in_head: set[str], given: str | None) -> tuple[str, list[str]]:
     """The prefix under which most of the model's tensors fit, and what is to be said about it."""
     fitting, found = Counter(), Counter()
+    longest = max(map(len, own))
     for place, value in file.items():
         for start in (0, *(dot.end() for dot in re.finditer(r"\.", place))):
-            if (name := place[start:]) in own:
+            if len(place) - start <= longest and (name := place[start:]) in own:
                 found[place[:start]] += 1
                 fitting[place[:start]] += isinstance(_fitted(value, own[name], name in in_head), Tensor)
     given = given and f"{given.removesuffix('.')}."
@@ -328,6 +342,7 @@ def _foreign_head(file: Tensors, prefix: str, head: str, own: Tensors) -> dict[s
 def _resampled(backbone: nn.Module, file: Tensors, own: Tensors) -> tuple[Tensors, str]:
     """Positions of another image size in the model's shape, as far as timm brings them into it; and that size."""
     wrong = {n: value for n, value in file.items() if POSITIONS.fullmatch(n) and value.shape != own[n].shape}
+    wrong = {n: value for n, value in wrong.items() if value.layout == torch.strided and _is_whole(value)}
     size, patches = "trained at another image size" if wrong else "", getattr(backbone, "patch_embed", None)
     if "pos_embed" in wrong and hasattr(patches, "num_patches"):
         more = (wrong["pos_embed"].numel() - own["pos_embed"].numel()) // own["pos_embed"].shape[-1]
@@ -336,6 +351,11 @@ def _resampled(backbone: nn.Module, file: Tensors, own: Tensors) -> tuple[Tensor
         return sys.modules[type(backbone).__module__].checkpoint_filter_fn(wrong, backbone) if wrong else {}, size
     except Exception:  # no such function, or none for these
         return {}, size
+
+
+def _is_whole(value: Tensor) -> bool:
+    """Whether there are as many numbers as it says: a few may be expanded to more than fit into memory."""
+    return value.numel() <= value.untyped_storage().nbytes()
 
 
 def _fitted(value: Tensor, own: Tensor, in_head: bool) -> Tensor | str:
