@@ -141,6 +141,17 @@ def test_names_that_are_no_utf8(tmp_path):
     assert np.array_equal(images.read(path), LETTER)
 
 
+def test_scans_of_a_jpeg_are_counted_where_each_goes_over_the_whole_picture(tmp_path, monkeypatch):
+    for progressive in (True, False):
+        Image.new("L", (64, 64)).save(path := tmp_path / f"{progressive}.jpg", progressive=progressive)
+        assert images.read(path).shape == (64, 64, 3)
+    scans = (tmp_path / "True.jpg").read_bytes().count(b"\xff\xda")
+    monkeypatch.setattr(images, "MAX_SCAN_PIXELS", (scans - 1) * 64 * 64)
+    assert reason(tmp_path / "True.jpg") == f"has {scans} scans of 4096 pixels, more than {4096 * (scans - 1)} together"
+    monkeypatch.setattr(images, "MAX_SCAN_PIXELS", 0)
+    assert images.read(tmp_path / "False.jpg").shape == (64, 64, 3)
+
+
 # ------------------------------------------------------------------------------------------------- damaged animations
 
 
@@ -159,6 +170,16 @@ def damaged(path: Path, whole: list[np.ndarray]) -> list[int]:
     broken = [number for number, frame in enumerate(found) if isinstance(frame, BrokenFile)]
     assert all(np.array_equal(found[n], whole[n]) for n in range(len(whole)) if n not in broken)
     return broken
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_an_animation_shows_no_more_than_its_bytes_may(tmp_path, monkeypatch, ending):
+    data, whole = moving(path := tmp_path / f"a.{ending}")
+    monkeypatch.setattr(images, "DENSEST", 4 * 32 * 32 / 2**22)
+    shown = images.frames(path)
+    assert all(np.array_equal(next(shown), frame) for frame in whole[:4])
+    with pytest.raises(BrokenFile, match=rf"^has more than 4 frames of 32 × 32 pixels in {len(data)} bytes$"):
+        next(shown)
 
 
 @pytest.mark.parametrize("number", [0, 3])

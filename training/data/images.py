@@ -7,6 +7,7 @@ left alone: with its default it refuses nothing below :data:`MAX_PIXELS`, and it
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,8 +48,14 @@ ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif", ".avifs"})
 MAX_PIXELS = 2**27
 """The most pixels of a picture."""
 
+MAX_SCAN_PIXELS = 2**34
+"""The most pixels of all scans of a progressive JPEG: each goes over the whole picture, and may take ten bytes."""
+
 MAX_FRAME_PIXELS = 2**25
 """The most pixels of a frame of a clip, 8K: encoders hold about fifty at a time."""
+
+DENSEST = 2**12
+"""The most pixels that an animation shows for each of its bytes; see :func:`check_density`."""
 
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are laid on: white, the page of a viewer."""
@@ -84,11 +91,12 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     be decoded its error is given; those after it follow where Pillow can pass it, composed on what it left.
 
     Raises:
-        BrokenFile: it cannot be opened, or has more than :data:`MAX_FRAME_PIXELS`.
+        BrokenFile: it cannot be opened, or has more than :data:`MAX_FRAME_PIXELS`, or too many frames for its bytes.
     """
     with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
         for number in _shown(image):
+            check_density(number + 1, width, height, os.path.getsize(path), DENSEST)
             try:
                 frame = _pixels(image, number)
                 yield frame[:height, :width] if image.format == "GIF" else frame
@@ -121,6 +129,15 @@ def check_size(width: int, height: int, most: int | None = None) -> None:
     """Raise BrokenFile for more pixels than ``most``, or than :data:`MAX_PIXELS`."""
     if width * height > (most := most or MAX_PIXELS):
         raise BrokenFile(f"has {width} × {height} pixels, more than {most}")
+
+
+def check_density(count: int, width: int, height: int, size: int, most: int) -> None:
+    """Raise BrokenFile for frames of more than ``most`` pixels for each of ``size`` bytes, of which 4 MB are granted.
+
+    A frame that repeats the one before takes a few bytes, so that a small file may hold enough for hours.
+    """
+    if count * width * height > most * max(size, 2**22):
+        raise BrokenFile(f"has more than {count - 1} frames of {width} × {height} pixels in {size} bytes")
 
 
 def reason(error: Exception) -> str:
@@ -193,6 +210,8 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
             image = Image.open(path, formats=FORMATS)
         with image:
             check_size(*image.size, most)
+            if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+                _check_scans(path, image.width * image.height)
             _scale_key(image)
             yield image
     except BrokenFile:
@@ -203,6 +222,16 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
         raise BrokenFile(f"has more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, EOFError, MemoryError, …
         raise BrokenFile(reason(error)) from error
+
+
+def _check_scans(path: Path | str, pixels: int) -> None:
+    count, last = 0, b""
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            count += (last + block).count(b"\xff\xda")
+            last = block[-1:]
+    if count * pixels > MAX_SCAN_PIXELS:
+        raise BrokenFile(f"has {count} scans of {pixels} pixels, more than {MAX_SCAN_PIXELS} together")
 
 
 def _unidentified(path: Path | str) -> str:
