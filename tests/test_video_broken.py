@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from av.stream import Disposition
 from PIL import Image
 from test_video import LOSSLESS, encoded, numbered, numbers, quarters, reason, remux, write
 
+from training import memory
 from training.data import images, video
 from training.files import BrokenFile
 
@@ -223,6 +225,45 @@ def test_a_later_frame_of_a_gif_beyond_the_budget_is_refused_before_it_is_decode
     (tmp_path / "a.gif").write_bytes(data)
     first, second = images.frames(tmp_path / "a.gif")
     assert first.shape == (4, 4, 3) and str(second) == "has 9000 × 9000 pixels, more than 33554432"
+
+
+def test_a_video_shows_no_more_than_its_bytes_may(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", numbered(5))
+    monkeypatch.setattr(video, "DENSEST", 5 * WIDTH * HEIGHT / 2**22)
+    assert video.promised(path) == len(list(video.read(path))) == 5
+    monkeypatch.setattr(video, "DENSEST", 4 * WIDTH * HEIGHT / 2**22)
+    said = f"has more than 4 frames of {WIDTH} × {HEIGHT} pixels in {path.stat().st_size} bytes"
+    assert reason(path) == said
+    with pytest.raises(BrokenFile, match=said):
+        video.promised(path)
+
+
+def counted(path: Path, count: int) -> bytes:
+    """An MP4 whose index says of its three frames that they are so many of a byte each."""
+    data = bytearray(path.read_bytes())
+    for box, place, values in ((b"stsz", 8, (1, count)), (b"stsc", 12, (1, count)), (b"stts", 8, (1, count))):
+        start = data.rindex(box) + place
+        data[start : start + 8] = struct.pack(">II", *values)
+    return bytes(data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system knows no bound on memory")
+def test_an_index_of_more_frames_than_there_are_takes_no_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", numbered(3), options={"bf": "0"})
+    path.write_bytes(counted(path, 3))
+    assert video.promised(path) == 3
+    path.write_bytes(counted(path, 5_000_000))
+    monkeypatch.setattr(memory, "ROOM", 2**26)
+    assert reason(path) == "it has no frames"
+    np.empty(2**30, np.uint8)  # the bound is gone
+
+
+def test_frames_that_lie_over_one_another_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", numbered(3))
+    size = path.stat().st_size
+    monkeypatch.setattr(video, "PACKED", 1 / size)
+    with pytest.raises(BrokenFile, match=rf"^its first 1 frames take \d+ bytes, and the file has {size}$"):
+        video.promised(path)
 
 
 def test_text_in_another_encoding_does_no_harm(tmp_path):

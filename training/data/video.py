@@ -18,7 +18,8 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
-from ..files import BrokenFile
+from .. import memory
+from ..files import PACKED, BrokenFile
 from . import images
 
 # On small frames libx264's AVX-512 code gives another bitstream at every run (seen with libavcodec 62.28).
@@ -44,6 +45,9 @@ DEMUXERS = (
     "rm,vc1,vvc,wtv,yuv4mpegpipe"
 )
 """FFmpeg's readers that may be used: none of them opens further files or addresses, as playlists do."""
+
+DENSEST = 2**16
+"""The most pixels that a video shows for each of its bytes; see :func:`.images.check_density`."""
 
 Clip = Path | tuple[Path, ...]
 """A video or an animation, or pictures that are its frames in order."""
@@ -265,7 +269,8 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS} | budget
     try:
         try:
-            container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="replace")
+            with memory.bounded():  # an index of a few bytes may stand for millions of frames
+                container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="replace")
         except ValueError as error:  # invalid data, or a format that is not on the list
             raise BrokenFile("not a video of a known format, or its header is damaged") from error
         with container:
@@ -293,9 +298,24 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """The packets up to the end, or to where the file is cut off.
 
     An empty one, by which an AVI skips a frame, would be taken for the end by the decoder.
+
+    Raises:
+        BrokenFile: they are far more than the file has bytes for, as where an index names the same bytes many times.
     """
+    count, taken, size = 0, 0, (stream.width, stream.height)
     try:
-        yield from (packet for packet in container.demux(stream) if packet.size)
+        packets = container.demux(stream)
+        while True:
+            with memory.bounded():
+                packet = next(packets, None)
+            if packet is None:
+                return
+            if packet.size:
+                count, taken = count + 1, taken + packet.size
+                images.check_density(count, *size, container.size, DENSEST)
+                if taken > PACKED * container.size:
+                    raise BrokenFile(f"its first {count} frames take {taken} bytes, and the file has {container.size}")
+                yield packet
     except av.InvalidDataError:
         return
 
