@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_heic_names_the_package_that_reads_it(tmp_path):
 def test_bombs_are_refused_by_their_header(tmp_path, width, height, expected):
     path = png(tmp_path / "a.png", width, height, 8, 0, bytes(height))
     assert reason(path) == expected
+
+
+def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
+    data = zlib.compress(bytes(64))
+    tags = {256: 4, 257: 4, 258: 8, 259: 8, 262: 1, 277: 1, 322: 46000, 323: 46000, 324: 8 + 2 + 12 * 10 + 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {325: len(data)}).items())
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0\x0a\0" + entries + bytes(4) + data)
+    assert reason(tmp_path / "a.tif") == "has 46000 × 46000 pixels, more than 134217728"
 
 
 def test_below_the_budget_nothing_is_said(tmp_path, recwarn):

@@ -210,6 +210,9 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
             image = Image.open(path, formats=FORMATS)
         with image:
             check_size(*image.size, most)
+            if image.format == "TIFF":  # of which a tile may be larger
+                tile = TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH
+                check_size(*(image.tag_v2.get(tag, 1) for tag in tile), most)
             if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
                 _check_scans(path, image.width * image.height)
             _scale_key(image)
