@@ -319,7 +319,7 @@ def test_one_model_of_a_run_by_folder_or_file(trained, tmp_path):
 
 def test_a_weights_file_of_another_run_is_refused(trained, tmp_path):
     (tmp_path / "none").mkdir()
-    config = (trained / "config.yaml").read_text().replace("student_model: test_byobnet", "student_model: resnet18")
+    config = (trained / "config.yaml").read_text().replace("student_model: test_byobnet", "student_model: test_resnet")
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "none" / "model.safetensors").write_bytes((trained / "none" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="missing or of another shape"):

@@ -255,7 +255,7 @@ class Trained:
             needed, found = numbers(self.architecture, size), self.path.stat().st_size
             if found < needed:
                 raise ValueError(
-                    f"weights {shown(self.path)}: {found} bytes, and '{self.architecture}' has {needed} numbers"
+                    f"weights {shown(self.path)}: expected {needed} numbers of '{self.architecture}', got {found} bytes"
                 )
         told = {} if self.ours else {"fake_class": self.foreign.fake_class, "prefix": self.foreign.prefix}
         model = Detector(self.architecture, size, weights=self.path, mean=mean, std=std, **told)
