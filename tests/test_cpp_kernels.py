@@ -175,6 +175,12 @@ def test_an_unknown_capability_is_named(monkeypatch, word):
         add_ops.multi_view_attention(features, views, 2)
 
 
+def test_a_tensor_elsewhere_is_named():
+    here, there = torch.empty(1), torch.empty(1, device="meta")
+    assert _cpp.not_on_cpu(here, None, there, 3) == "it runs on the CPU, and a tensor is on meta"
+    assert _cpp.not_on_cpu(here, None, 3) is None
+
+
 @pytest.mark.parametrize(
     ("size", "reason"),
     [

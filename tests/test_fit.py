@@ -1,6 +1,7 @@
 """The loop that trains a model: what it shows to whom, when it stops, what it keeps; on networks that take notes."""
 
 import json
+import math
 import re
 import shutil
 from itertools import pairwise
@@ -15,7 +16,7 @@ from training.config import Config
 from training.data.loader import Split
 from training.models.distillers import DISTILLERS, NoDistillation
 from training.models.weights import read_weights
-from training.report.log import Log, read_rows
+from training.report.log import Log, NonFiniteLoss, read_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,11 +278,22 @@ def test_what_a_distiller_has_of_its_own_is_trained(tmp_path, monkeypatch):
     assert len(terms) == 4 and terms == sorted(terms, reverse=True) and distiller.weight < 0.9
 
 
+def test_a_term_that_is_not_finite_is_told_with_its_step(tmp_path, monkeypatch):
+    class Breaks(One):
+        def forward(self, student, *_):
+            return {"one": next(values) + 0 * student[0].sum()}
+
+    values = iter([1, 1, math.nan, 1])
+    monkeypatch.setitem(DISTILLERS, "one", lambda *_: Breaks())
+    with pytest.raises(NonFiniteLoss, match=r"step 3: one = nan$"):  # found when it is logged
+        train(tmp_path, "one", log_every=4)
+
+
 def test_rate_and_decay_are_as_told(tmp_path):
-    for rise, peak in ((0.75, 12), (1e-3, 2)):  # two steps at least
-        *_, log = train(tmp_path / f"{rise}", "none", batch_size=1, lr=0.1, rise=rise)
+    for rise, peak in ((0.75, 6), (1e-3, 2)):  # two steps at least
+        *_, log = train(tmp_path / f"{rise}", "none", batch_size=2, lr=0.1, rise=rise)
         rates = [row["lr"] for row in log if "lr" in row]  # each that of the next step
-        assert len(rates) == 16 and np.argmax(rates) + 2 == peak
+        assert len(rates) == 8 and np.argmax(rates) + 2 == peak
         assert max(rates) == pytest.approx(0.1) and rates[-2] < 1e-6, "that of the last step"
     plain, _, log = train(tmp_path / "short", "none", lr=0.1)  # of four steps, the fewest in which it rises and falls
     rates = [row["lr"] for row in log if "lr" in row]

@@ -1,5 +1,6 @@
 """How a model of the loop starts, made, copied, given or found finished, and how it ends; what it says of a split."""
 
+import json
 import os
 import platform
 import resource
@@ -13,7 +14,7 @@ from test_fit import RAW, Network, splits, train
 
 from training import fit as loop
 from training.config import Config
-from training.models.checkpoints import save_weights
+from training.models.checkpoints import load_checkpoint, save_weights
 from training.models.detector import Detector
 from training.models.distillers import DISTILLERS
 
@@ -109,10 +110,27 @@ def test_a_finished_model_is_read_and_a_damaged_one_is_named(tmp_path):
         done.write_text(content)
         again, *_ = train(tmp_path)
         assert not again.learnt and torch.equal(again.head.weight, written)
-    for content in ("", "[]", '{"sha256": "0"}'):
+    damaged = r"^the finished model .*kd is damaged; remove it to train it again: "
+    for content, why in {"": "", "[]": "", '{"sha256": "0"}': "its weights are not as they were written$"}.items():
         done.write_text(content)
-        with pytest.raises(ValueError, match=r"^the finished model .*kd is damaged; remove it to train it again: "):
+        with pytest.raises(ValueError, match=damaged + why):
             train(tmp_path)
+
+
+def test_weights_that_changed_before_the_end_are_named(tmp_path, monkeypatch):
+    train(tmp_path)
+    folder = tmp_path / "run" / "kd"
+    done, weights = folder / "done.json", folder / "model.safetensors"
+    written = json.loads(done.read_text())["sha256"]
+    done.unlink()  # as if it had been killed in its last moment
+    with monkeypatch.context() as patched:  # the checkpoints of earlier versions know no hash
+        patched.setattr(loop, "load_checkpoint", lambda *args: replace(load_checkpoint(*args), sha256=""))
+        train(tmp_path)
+    assert json.loads(done.read_text())["sha256"] == written
+    done.unlink()
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"kd/model\.safetensors is not as it was written; remove .*kd to train the"):
+        train(tmp_path)
 
 
 def test_precision_accumulation_and_unused_parameters_are_those_of_the_configuration(tmp_path):
@@ -163,10 +181,10 @@ def test_a_model_is_asked_about_the_frames_that_there_are():
     assert outcome.scores == pytest.approx(logits.softmax(1)[:, 1].numpy(), abs=1e-6)
     assert features == pytest.approx(expected.numpy(), abs=1e-6)
     assert outcome.labels.tolist() == [i % 2 for i in chosen] and outcome.groups.tolist() == [i // 2 for i in chosen]
-    few, again = (said("c40", limit=5)[0] for _ in range(2))
+    few, again = (said("c40", limit=13)[0] for _ in range(2))
     places = [outcome.scores.tolist().index(score) for score in few.scores]
-    assert len(places) == 5 and places == sorted(set(places)) and few.scores.tolist() == again.scores.tolist()
+    assert len(places) == 13 and places == sorted(set(places)) and few.scores.tolist() == again.scores.tolist()
     assert few.labels.tolist() == outcome.labels[places].tolist()
-    assert len(said("c40", limit=99)[0].scores) == 14
+    assert [len(said("c40", limit=limit)[0].scores) for limit in (1, 99)] == [1, 14]
     with pytest.raises(ValueError, match=r"^quality: the split has no frame in 'c23'$"):
         said("c23")

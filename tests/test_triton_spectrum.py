@@ -1,6 +1,7 @@
 """The Triton kernels of the spectral distance: awkward sizes, every way to launch them, tables, and what is refused."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +195,22 @@ def test_a_kernel_that_does_not_start_is_an_error_of_the_named_backend(monkeypat
     x = torch.ones(1, device=DEVICE)
     with pytest.raises(RuntimeError, match=r"broken_kernel does not compile or start on .*OSError: no such driver"):
         _triton.launch(Broken(), (1,), x)
+
+
+def test_memory_that_is_used_up_is_no_failed_launch():
+    class Hungry:
+        def __getitem__(self, grid):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _triton.launch(Hungry(), (1,), torch.ones(1, device=DEVICE))
+
+
+def test_what_a_gpu_has_is_asked_of_its_driver(monkeypatch):
+    found = SimpleNamespace(major=8, minor=6, shared_memory_per_block_optin=101376)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert _triton.limits(torch.device("cuda", 77)) == (86, 101376)
+    assert _triton.limits(torch.device("cpu")) == (90, 232448), "an H100's"
 
 
 def test_tables_are_built_once_whatever_the_caller_has_set():
