@@ -135,7 +135,7 @@ def call(name: str, *args: Any) -> Any:
     ``args`` are checked already. Plain tensors in eager mode go without the dispatcher: for operators in Python it and
     its autograd take several times as long as a kernel does on a small map.
     """
-    if plain(*args):
+    if plain(*args) and not any(isinstance(x, Tensor) and x.is_neg() for x in args):  # its memory has the other sign
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return _eager[name].apply(*args)
         return _runs[name](*args)

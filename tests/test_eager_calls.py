@@ -70,6 +70,7 @@ def test_modes_and_tracers_see_the_operators(name):
     graph = make_fx(gradients)(*maps)
     assert wanted <= {node.target.name() for node in graph.graph.nodes if hasattr(node.target, "name")}
     assert all(map(torch.equal, graph(*maps), gradients(*maps)))
+    assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.add_ops, OPERATORS[name]).default.tags
     meta = [x.to("meta") for x in maps]
     assert add_ops.spectral_distance(*meta).shape == (3, 3, 5) and add_ops.spectral_distance(*meta).is_meta
 
@@ -85,6 +86,16 @@ def test_a_traced_graph_has_the_operator_and_no_constant_in_its_place():
 def test_plain_tensors_go_without_the_dispatcher():
     x = torch.zeros(1)
     assert _dispatch.plain(x, torch.nn.Parameter(x), "l2", 1.0) and not _dispatch.plain(x, x.to("meta"))
+
+
+def test_a_sign_that_is_not_in_the_memory_counts(backend):
+    maps, results = [torch.randn(1, 4, 2, 5, dtype=torch.complex64).conj().imag for _ in "st"], []
+    for given in (maps, [x.resolve_neg() for x in maps]):
+        given = [x.detach().requires_grad_() for x in given]
+        loss = LOSSES["project_and_sort"](*given)
+        results.append([loss, *torch.autograd.grad(loss, given)])
+    assert maps[0].is_neg()
+    torch.testing.assert_close(*results)
 
 
 def test_a_subclass_of_a_tensor_sees_the_operators():
