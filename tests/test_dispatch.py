@@ -85,6 +85,14 @@ def test_an_operator_without_a_kernel_is_the_references(scratch_operator):
     assert re.match(r"not built or not installed here \(", _dispatch.answered("scratch")[1])
 
 
+def test_autocast_is_off_inside_of_an_operator(scratch_operator):
+    seen = []
+    _dispatch.implement("scratch", "cpp", lambda x: seen.append(torch.is_autocast_enabled("cpu")) or x + 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scratch_operator(torch.zeros(())) == 10 and torch.is_autocast_enabled("cpu")
+    assert seen == [False]
+
+
 def test_the_block_ends_after_an_error():
     with pytest.raises(KeyError), add_ops.use_backend("reference"):
         raise KeyError
@@ -190,6 +198,7 @@ def test_the_self_test_says_what_is_installed_and_who_answered(capsys, monkeypat
     monkeypatch.setattr(__main__, "version", version)
     with add_ops.use_backend("reference"):
         status, rows, printed = self_test(capsys)
+        assert self_test(capsys) == (status, rows, printed), "it draws the same numbers each time"
     assert status == 0 and list(rows) == PRIMITIVES
     assert all(backend == "reference" and 0 < error < 1e-5 for backend, error, _ in rows.values())
     assert printed.startswith(f"add_ops {add_ops.__version__}, Python 3.")

@@ -60,6 +60,7 @@ def test_order_depends_on_seed_and_epoch_only():
         assert len(one) == len(other)
         assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True))
     assert sorted(index for indices, _ in whole for index in indices) == list(range(64))
+    assert [len(indices) for indices, _ in _batches(config, start=3)] == [8] * 7, "no batch is incomplete"
     assert whole[0][0] != _batches(config, epoch=1)[0][0] != _batches(replace(config, seed=9), epoch=1)[0][0]
     assert all({index ^ 1 for index in indices} == set(indices) for indices, _ in whole), "twins share a batch"
 
@@ -72,6 +73,17 @@ def test_flips_in_training_depend_on_the_seed():
             {i for indices, shown in batches for i, x in zip(indices, shown, strict=True) if (x != raw[i]).any()}
         )
     assert turned[0] != turned[1] and all(16 < len(indices) < 48 for indices in turned)
+
+
+def test_a_batch_has_the_raw_twins_that_there_are():
+    split = pairs(8)
+    raw = split.images["raw"]
+    split.images["raw"] = [image if index % 3 else None for index, image in enumerate(raw)]
+    config = Config(batch_size=4, image_size=8, flip=False)
+    for batch in loader.training_loader(split, config, epoch=0, start=0, rank=0, world=1):
+        kept = [place for place, index in enumerate(batch["index"].tolist()) if index % 3]
+        assert batch["positions"].tolist() == kept and len(batch["compressed"]) == 4
+        assert torch.equal(batch["raw"], torch.from_numpy(raw)[batch["index"][kept]])
 
 
 def test_evaluation_shows_the_frames_asked_for_in_their_order_as_they_are():

@@ -132,10 +132,12 @@ def test_tensors_of_two_devices_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(_triton, "unavailable", lambda: None)
     monkeypatch.setattr(_triton, "limits", lambda device: (90, 227 * 1024))
     with FakeTensorMode():
-        one, other, third = (torch.empty(2, device=name) for name in ("cuda:1", "cuda:0", "cpu"))
+        one, other, third, fourth = (torch.empty(2, device=name) for name in ("cuda:1", "cuda:0", "cpu", "meta"))
     expected = "it runs on tensors of one device, and these are on cuda:0 and cuda:1"
     assert _triton.not_on_gpu(one, other, 3) == expected
-    assert _triton.not_on_gpu(one, third) == "it runs on CUDA tensors, and a tensor is on cpu"
+    for elsewhere in (third, fourth):
+        words = f"it runs on CUDA tensors, and a tensor is on {elsewhere.device}"
+        assert _triton.not_on_gpu(one, elsewhere) == words
     assert _triton.not_on_gpu(one, one, 3) is None
 
 

@@ -1,10 +1,12 @@
 """The Triton kernels of the spectral distance: awkward sizes, every way to launch them, tables, and what is refused."""
 
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 from closeness import TENSOR_CORES, relative_error
 from torch._subclasses import FakeTensorMode
 from triton_checks import DEVICE, DISTANCES, ON_GPU, check, layouts, on_triton, same_bits, values_and_gradient
@@ -160,7 +162,7 @@ def test_what_does_not_fit_a_gpu_is_named(monkeypatch):
         values.sum().backward()
 
 
-def test_a_gpu_that_cannot_run_the_kernels_is_named(monkeypatch):
+def test_a_gpu_that_cannot_run_the_kernels_is_named(monkeypatch, tmp_path):
     with FakeTensorMode():
         x = torch.empty(1, 2, 8, 8, device="cuda")
     monkeypatch.setattr(_triton, "INTERPRETED", False)
@@ -168,13 +170,18 @@ def test_a_gpu_that_cannot_run_the_kernels_is_named(monkeypatch):
     assert triton_kernels._unsupported(x, x, "l2", 1.0, "forward") == (
         "it needs a GPU of compute capability 8.0, and cuda:0 has 7.5"
     )
-    _triton.unavailable.cache_clear()
-    monkeypatch.setattr(_triton, "limits", lambda device: (90, 227 * 1024))
+    monkeypatch.setattr(_triton, "limits", lambda device: (80, 227 * 1024))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("gcc", "clang"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch(mode=0o755)
     try:
         for change, words in (
-            (lambda: monkeypatch.setenv("CC", "cc"), None),
-            (lambda: (monkeypatch.delenv("CC"), monkeypatch.setenv("PATH", "")), "needs a C compiler"),
+            (lambda: (monkeypatch.setenv("CC", "cc"), monkeypatch.setenv("PATH", "")), None),
+            (lambda: monkeypatch.delenv("CC"), "Triton's launcher needs a C compiler: gcc or clang on the PATH"),
+            (lambda: monkeypatch.setenv("PATH", str(tmp_path / "gcc")), None),
+            (lambda: monkeypatch.setenv("PATH", str(tmp_path / "clang")), None),
+            (lambda: (monkeypatch.setenv("PATH", ""), monkeypatch.setattr(triton.knobs.build, "impl", print)), None),
             (lambda: monkeypatch.setattr(torch.version, "hip", "6.4"), "this torch is for ROCm"),
         ):
             change()
@@ -183,6 +190,20 @@ def test_a_gpu_that_cannot_run_the_kernels_is_named(monkeypatch):
             assert reason is None if words is None else words in reason
     finally:
         _triton.unavailable.cache_clear()
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    entered, launched = [], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: launched.append((grid, options))
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    with FakeTensorMode():
+        x = torch.empty(1, device="cuda:1")
+    _triton.launch(Kernel(), (2,), 3, x, num_warps=4)
+    assert entered == [x.device] and launched == [((2,), {"enable_fp_fusion": True, "num_warps": 4})]
 
 
 def test_a_kernel_that_does_not_start_is_an_error_of_the_named_backend(monkeypatch):
@@ -208,7 +229,7 @@ def test_memory_that_is_used_up_is_no_failed_launch():
 
 def test_what_a_gpu_has_is_asked_of_its_driver(monkeypatch):
     found = SimpleNamespace(major=8, minor=6, shared_memory_per_block_optin=101376)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {torch.device("cuda", 77): found}.get)
     assert _triton.limits(torch.device("cuda", 77)) == (86, 101376)
     assert _triton.limits(torch.device("cpu")) == (90, 232448), "an H100's"
 
