@@ -254,7 +254,8 @@ def test_an_index_of_more_frames_than_there_are_takes_no_memory(tmp_path, monkey
     assert video.promised(path) == 3
     path.write_bytes(counted(path, 5_000_000))
     monkeypatch.setattr(memory, "ROOM", 2**26)
-    assert reason(path) == "it has no frames"
+    # By what the process has at hand, FFmpeg goes without the index, or without the file.
+    assert reason(path) in ("it has no frames", "cannot be read: Invalid data found when processing input")
     np.empty(2**30, np.uint8)  # the bound is gone
 
 
