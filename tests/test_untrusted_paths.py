@@ -28,17 +28,19 @@ def benchmark(path: Path, frames: dict[str, list]) -> list[Video]:
 
 def test_what_a_list_leads_to_outside_of_the_source_is_not_read(tmp_path):
     secret, good = picture(tmp_path / "secret" / "x.png"), picture(tmp_path / "set" / "good" / "0.png")
+    picture(tmp_path / "set-aside" / "x.png")
     (tmp_path / "set" / "linked.png").symlink_to(secret)
     (tmp_path / "set" / "folder").symlink_to(secret.parent)
     (tmp_path / "set" / "within.png").symlink_to(good)
     listed = {"good": ["good/0.png"], "within": ["within.png"], "up": ["../secret/x.png"], "whole": [secret]}
-    listed |= {"link": ["linked.png"], "folder": ["folder/x.png"], "among": ["good/0.png", "../secret/x.png"]}
+    listed |= {"aside": ["../set-aside/x.png"], "link": ["linked.png"], "folder": ["folder/x.png"]}
+    listed |= {"among": ["good/0.png", "../secret/x.png"]}
     found = benchmark(tmp_path / "set" / "list.json", listed)
     assert [video.video_id for video in found] == list(listed)
     pairing = {"out": str(tmp_path / "out"), "detector": "none", "crfs": [40]}
     answers = {video.video_id: crops.prepare_video(video, crops.Pairing(**pairing)) for video in found}
     assert answers["good"] is None and answers["within"] is None
-    for name in ("up", "whole", "link", "folder", "among"):
+    for name in ("up", "aside", "whole", "link", "folder", "among"):
         assert "x.png" in answers[name] or "linked.png" in answers[name]
         assert answers[name].endswith(f"leads outside of {tmp_path / 'set'}; outside=true reads it")
     written = {path.parent.name for path in (tmp_path / "out").rglob("*.png")}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
-import resource
 import struct
 import sys
 import wave
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -248,34 +249,35 @@ def counted(path: Path, count: int) -> bytes:
     return bytes(data)
 
 
-def bytes_taken(work) -> int:
-    """The most memory that a call takes on top of what the process has, seen by a fork of it."""
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            work()
-            os.write(writer, str(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with open(reader) as file:
-        return int(file.read())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="this system knows no bound on memory")
-def test_an_index_of_more_frames_than_there_are_takes_no_memory(tmp_path, monkeypatch):
+def test_an_index_of_more_frames_than_there_are_is_opened_with_little_room(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", numbered(3), options={"bf": "0"})
     path.write_bytes(counted(path, 3))
     assert video.promised(path) == 3
     path.write_bytes(counted(path, 5_000_000))
-    unbounded = bytes_taken(lambda: reason(path))
-    monkeypatch.setattr(memory, "ROOM", 2**26)
-    assert bytes_taken(lambda: reason(path)) < 2**26 < unbounded
+    bounded, rooms = memory.bounded, []
+
+    @contextmanager
+    def recorded():
+        with bounded():
+            rooms.append("bounded")
+            yield
+            rooms.append("free")
+
+    opened = av.open
+    monkeypatch.setattr(memory, "bounded", recorded)
+    monkeypatch.setattr(av, "open", lambda *args, **options: rooms.append("open") or opened(*args, **options))
     # By what the process has at hand, FFmpeg goes without the index, or without the file.
     assert reason(path) in ("it has no frames", "cannot be read: Invalid data found when processing input")
-    np.empty(2**30, np.uint8)  # the bound is gone
+    assert rooms[:2] == ["bounded", "open"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system knows no bound on memory")
+def test_a_bound_on_memory_holds_and_ends(monkeypatch):
+    monkeypatch.setattr(memory, "ROOM", 2**26)
+    mmap.mmap(-1, 2**27).close()
+    with memory.bounded(), pytest.raises(OSError, match="Cannot allocate memory"):
+        mmap.mmap(-1, 2**27)
+    mmap.mmap(-1, 2**27).close()
 
 
 def test_frames_that_lie_over_one_another_are_refused(tmp_path, monkeypatch):
