@@ -121,6 +121,20 @@ def test_a_program_that_takes_several_tiles(programs, shape, distance, monkeypat
     )
 
 
+def test_large_maps_whose_columns_lie_apart_are_copied_where_masks_would_spill(monkeypatch):
+    launched = []
+    monkeypatch.setattr(_triton, "launch", lambda *_, **options: launched.append(options))
+    for side, strides in ((37, (37 * 37, 37, 1)), (36, (1, 72, 2)), (31, (1, 62, 2))):
+        x = torch.empty(1, 2, side, side, device="meta", memory_format=torch.channels_last)
+        triton_kernels.spectral_distance(x, x, "l2", 1.0, "forward")
+        assert launched[0]["STUDENT"] == launched[0]["TEACHER"] == strides
+        launched.clear()
+        out = triton_kernels.spectral_distance_backward(
+            torch.empty(1, side, side, device="meta"), x, x, "l2", 1.0, "forward"
+        )
+        assert launched.pop()["STUDENT"] == strides and out.stride() == x.stride()
+
+
 def test_nan_stays_in_its_sample():
     student, teacher = torch.randn(2, 3, 5, 9, 12, device=DEVICE)
     upstream = torch.randn(3, 9, 12, device=DEVICE)
