@@ -124,15 +124,22 @@ def test_a_program_that_takes_several_tiles(programs, shape, distance, monkeypat
 def test_large_maps_whose_columns_lie_apart_are_copied_where_masks_would_spill(monkeypatch):
     launched = []
     monkeypatch.setattr(_triton, "launch", lambda *_, **options: launched.append(options))
-    for side, strides in ((37, (37 * 37, 37, 1)), (36, (1, 72, 2)), (31, (1, 62, 2))):
-        x = torch.empty(1, 2, side, side, device="meta", memory_format=torch.channels_last)
+    large, even, small = (layouts(torch.empty(1, 2, side, side, device="meta")) for side in (37, 36, 31))
+    copied = (37 * 37, 37, 1)
+    for x, strides in (
+        (large["channels_last"], copied),
+        (large["transposed"], copied),
+        (large["sliced"], large["sliced"].stride()[1:]),
+        (even["channels_last"], (1, 72, 2)),
+        (small["channels_last"], (1, 62, 2)),
+    ):
+        grad = torch.empty(1, *x.shape[2:], device="meta")
         triton_kernels.spectral_distance(x, x, "l2", 1.0, "forward")
-        assert launched[0]["STUDENT"] == launched[0]["TEACHER"] == strides
+        out = triton_kernels.spectral_distance_backward(grad, x, x, "l2", 1.0, "forward")
+        for options in (launched[0], launched[2]):
+            assert options["STUDENT"] == options["TEACHER"] == strides
+        assert launched[2]["OUT"] == out.stride()[1:] == torch.empty_like(x).stride()[1:]
         launched.clear()
-        out = triton_kernels.spectral_distance_backward(
-            torch.empty(1, side, side, device="meta"), x, x, "l2", 1.0, "forward"
-        )
-        assert launched.pop()["STUDENT"] == strides and out.stride() == x.stride()
 
 
 def test_nan_stays_in_its_sample():
