@@ -1,4 +1,4 @@
-"""Works for the engines of prepare.py to do; they stand alone, for every process that does one imports this file."""
+"""Works for the engines of prepare.py, and one engine; alone, for every process that works imports this file."""
 
 import os
 import signal
@@ -23,3 +23,8 @@ def record(folder, item):
 def is_imported(module):
     """A work that says which modules were not there before it."""
     return None if module in sys.modules else "it is not imported"
+
+
+def one_by_one(work, items, *_, **__):
+    """An engine without processes, which would only import everything once more."""
+    return ((item, work(item)) for item in items)

@@ -18,6 +18,7 @@ import pandas
 import pytest
 import torch
 import trees
+from noted_work import one_by_one
 from PIL import Image
 from safetensors.torch import load_file
 from test_training import without_pictures
@@ -48,7 +49,7 @@ def sets(tmp_path_factory):
     ended = subprocess.run([sys.executable, prepare.__file__, *ff], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1 and "005_004.mp4: " in ended.stderr, ended.stderr
     with pytest.MonkeyPatch.context() as patch:  # another process would only import everything once more
-        patch.setattr(workers, "by_processes", lambda work, items, *_, **__: ((item, work(item)) for item in items))
+        patch.setattr(workers, "by_processes", one_by_one)
         assert prepare.main(celeb) == 0
     return folder
 

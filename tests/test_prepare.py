@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import trees
+from noted_work import one_by_one
 from PIL import Image
 
 from training import prepare
@@ -28,7 +29,7 @@ PLAIN = {"detector": "none", "frames": 4, "size": 32, "jobs": 1, "crfs": [40]}
 def _in_this_process():
     """One process is enough but for the tests that are about processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "by_processes", lambda work, items, *_, **__: ((item, work(item)) for item in items))
+        patch.setattr(workers, "by_processes", one_by_one)
         yield
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas
 import pytest
 import trees
-from noted_work import is_imported, record
+from noted_work import is_imported, one_by_one, record
 
 from training import prepare
 from training.data import workers
@@ -174,7 +174,7 @@ def test_prepare_on_a_cluster_that_loses_a_worker_gives_what_one_process_gives(s
     monkeypatch.chdir(tmp_path)  # relative names must reach workers that stand elsewhere
     words = ["in", "detector=none", "crfs=[40]", "size=32", "frames=4", "jobs=1"]
     with monkeypatch.context() as here:  # a process of its own would import everything first
-        here.setattr(workers, "by_processes", lambda work, items, *_, **__: ((item, work(item)) for item in items))
+        here.setattr(workers, "by_processes", one_by_one)
         assert prepare.main([*words, "out=alone"]) == 0
 
     with distributed.Client(scheduler) as client:
