@@ -135,8 +135,8 @@ def call(name: str, *args: Any) -> Any:
     ``args`` are checked already. Plain tensors in eager mode go without the dispatcher: for operators in Python it and
     its autograd take several times as long as a kernel does on a small map.
     """
-    if plain(*args) and not any(isinstance(x, Tensor) and x.is_neg() for x in args):  # its memory has the other sign
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+    if plain(*args):
+        if torch.is_grad_enabled() and any([isinstance(x, Tensor) and x.requires_grad for x in args]):
             return _eager[name].apply(*args)
         return _runs[name](*args)
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
@@ -145,14 +145,19 @@ def call(name: str, *args: Any) -> Any:
 
 
 def plain(*args: Any) -> bool:
-    """Whether no tracer, mode, transform or subclass of a tensor has to see what is done with ``args``."""
+    """Whether no tracer, mode, transform or subclass of a tensor has to see what is done with ``args``.
+
+    Nor is one the negative of its memory, as the imaginary part of a conjugate is.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter) and (x.is_cpu or x.is_cuda) for x in args if isinstance(x, Tensor)
-    )
+    for x in args:
+        if isinstance(x, Tensor):
+            if type(x) not in (Tensor, torch.nn.Parameter) or x.is_neg() or not (x.is_cpu or x.is_cuda):
+                return False
+    return True
 
 
 def implement(

@@ -20,6 +20,8 @@ DISTANCES = {"l2": 0, "cosine": 1, "gaussian": 2}
 
 
 def _one_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    if student.dtype == teacher.dtype:
+        return student, teacher
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     return student.to(dtype), teacher.to(dtype)
 

@@ -174,11 +174,12 @@ def frequency_attention_loss(
     one_of("reduction", reduction, REDUCTIONS)
     number("gamma", gamma)
     _check_public(student, teacher, distance, sigma, norm)
-    scale = 1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]
+    samples = 1 if reduction == "none" else max(len(student), 1)
+    scale = (1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]) / samples
     mean_distance = _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
     per_sample = (_attention(mean_distance, gamma) * mean_distance).sum((1, 2)) * scale
-    per_sample = per_sample.clamp(max=torch.finfo(per_sample.dtype).max / 2)  # so that their mean is finite, too
-    return per_sample if reduction == "none" else (per_sample / max(len(student), 1)).sum()
+    per_sample = per_sample.clamp(max=torch.finfo(per_sample.dtype).max / 2 / samples)  # so that their sum is finite
+    return per_sample if reduction == "none" else per_sample.sum()
 
 
 class FrequencyAttentionLoss(FunctionModule):
