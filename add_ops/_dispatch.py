@@ -154,9 +154,10 @@ def plain(*args: Any) -> bool:
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
     for x in args:
-        if isinstance(x, Tensor):
-            if type(x) not in (Tensor, torch.nn.Parameter) or x.is_neg() or not (x.is_cpu or x.is_cuda):
-                return False
+        if isinstance(x, Tensor) and (
+            type(x) not in (Tensor, torch.nn.Parameter) or x.is_neg() or not (x.is_cpu or x.is_cuda)
+        ):
+            return False
     return True
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -235,6 +236,12 @@ def test_what_is_logged_and_kept_between_validations(tmp_path, monkeypatch):
     assert [(row["step"], row["epoch"]) for row in losses] == [(step, step / 4) for step in range(1, 9)]
     assert [row["epoch"] for row in log if "val_auc" in row] == [1, 2]
     assert not any("val_auc/c40" in row for row in log), "of one quality the mean says all"
+    both = {name: replace(split, learnt=("raw", "c40")) for name, split in splits().items()}
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "splits", lambda: both)
+        *_, log = train(tmp_path / "c", epochs=1)
+    (row,) = [row for row in log if "val_auc" in row]
+    assert row["val_auc"] == pytest.approx((row["val_auc/raw"] + row["val_auc/c40"]) / 2)
     changes = dict(epochs=2, log_every=3, checkpoint_every=5)
     *_, log = train(tmp_path / "b", **changes)
     means = [row for row in log if "loss" in row]
