@@ -223,11 +223,11 @@ def fit(
                 features, _, logits = model(detector.pixels(batch["compressed"]), head_only=head_only)
                 terms = {"cross_entropy": F.cross_entropy(logits.float(), labels)}
                 if needs_teacher and not head_only and (share or world > 1):
-                    raw, (said, known, *maps) = paired_part(batch, [logits, labels, *features])
+                    raw, (paired_logits, paired_labels, *maps) = paired_part(batch, [logits, labels, *features])
                     with torch.no_grad(), accelerator.autocast():
                         targets, _, teacher_logits = teacher(teacher.pixels(raw))
                     targets = [target.float() for target in targets]
-                    distilled = distiller(maps, targets, said, teacher_logits.float(), known)
+                    distilled = distiller(maps, targets, paired_logits, teacher_logits.float(), paired_labels)
                     if share < 1:
                         distilled = {name: share * term for name, term in distilled.items()}
                     balanced = balance(distilled, terms["cross_entropy"])
