@@ -153,7 +153,7 @@ def test_validation_chooses_the_weights_and_the_end(tmp_path, monkeypatch, found
     assert not again.learnt and torch.equal(again.head.weight, at[best - 1]["head.weight"])
 
 
-def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path):
+def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path, monkeypatch):
     model, teacher, log = train(tmp_path, warmup_epochs=0.5)
     moved = {
         part: [not torch.equal(a[f"{part}.weight"], b[f"{part}.weight"]) for a, b in pairwise(model.weights)]
@@ -161,6 +161,9 @@ def test_the_warm_up_trains_the_head_alone_and_distils_nothing(tmp_path):
     }
     assert moved == {"backbone": [False, False, True], "head": [True, True, True]}
     assert len(teacher.judged) == 2 and ["kd" in row for row in log if "loss" in row] == [False, False, True, True]
+    monkeypatch.setitem(DISTILLERS, "one", lambda *_: One())
+    *_, log = train(tmp_path, "one", warmup_epochs=0.5, log_every=4)
+    assert [row["one"] for row in log if "loss" in row] == [1], "the mean of the steps after it"
 
 
 def test_a_distiller_is_told_what_both_networks_say_of_the_same_samples(tmp_path, monkeypatch):
@@ -215,8 +218,13 @@ def test_the_last_step_is_validated_wherever_an_epoch_ends(tmp_path):
 
 
 def test_batches_that_fill_no_step_are_left_to_another_epoch(tmp_path):
-    model, _, log = train(tmp_path, epochs=2, batch_size=3, accumulate=2)  # of the five batches of an epoch
+    changes = dict(epochs=2, batch_size=3, accumulate=2, checkpoint_every=1)  # of the five batches of an epoch
+    model, _, log = train(tmp_path, **changes)
     assert len(model.learnt) == 8 and [row["step"] for row in log if "val_auc" in row] == [2, 4]
+    stopped = tmp_path / "stopped" / "run" / "kd"
+    shutil.copytree(tmp_path / "run" / "kd", stopped, ignore=lambda *_: ["done.json", "checkpoint-00000004"])
+    again, *_ = train(tmp_path / "stopped", **changes)
+    assert len(again.learnt) == 2 and all(map(torch.equal, again.learnt, model.learnt[6:])), "also where it goes on"
 
 
 def test_what_is_logged_and_kept_between_validations(tmp_path, monkeypatch):

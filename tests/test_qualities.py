@@ -147,7 +147,7 @@ def test_frames_without_a_raw_twin_are_frames_of_their_own(pairs, tmp_path):
 
 
 class Recorder(NoDistillation):
-    """Notes what it is shown; its one term is 1."""
+    """Notes what it is shown; its one term is 2."""
 
     needs_teacher = True
     calls: ClassVar[list[tuple]] = []
@@ -155,7 +155,7 @@ class Recorder(NoDistillation):
     def forward(self, student, teacher, student_logits, teacher_logits, labels):
         sizes = {len(values) for values in (*student, *teacher, student_logits, teacher_logits, labels)}
         self.calls.append((labels.tolist(), sizes))
-        return {"one": 1 + 0 * student[0].sum()}
+        return {"two": 2 + 0 * student[0].sum()}
 
 
 @without_pictures()
@@ -181,8 +181,8 @@ def test_a_mixed_batch_distils_its_pairs_by_their_share(pairs, tmp_path, monkeyp
     shown = [(labels, {len(labels)}) for labels, share in seen if share]
     assert Recorder.calls == shown, "the distiller sees the pairs alone, and nothing where there are none"
     logged = [row for row in rows(folder) if row["model"] == "recorder" and "loss" in row]
-    assert [row.get("one", 0.0) for row in logged] == pytest.approx(shares)
-    assert all(row["loss"] == pytest.approx(row["cross_entropy"] + row.get("one", 0.0)) for row in logged)
+    assert [row.get("two", 0.0) for row in logged] == pytest.approx([2 * share for share in shares])
+    assert all(row["loss"] == pytest.approx(row["cross_entropy"] + row.get("two", 0.0)) for row in logged)
     validated = [row for row in rows(folder) if row["model"] == "recorder" and "val_auc" in row]
     for row in validated:
         assert row["val_auc"] == pytest.approx(np.mean([row[f"val_auc/{quality}"] for quality in THREE]))
