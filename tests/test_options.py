@@ -285,6 +285,7 @@ def test_what_nobody_reads_does_not_end_the_work():
             print("said", flush=True)
             print("and noted", file=sys.stderr, flush=True)
             done.append(step)
+        assert not sys.stderr.isatty()  # as a progress bar asks
         print("buffered")
         return 1
 
