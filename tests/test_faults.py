@@ -70,7 +70,7 @@ def test_a_lock_says_who_holds_it_and_ends_with_its_process_alone(tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_lock_holds_for_the_threads_of_a_process_and_may_be_waited_for(tmp_path, capsys):
+def test_a_lock_holds_for_the_threads_of_a_process_and_may_be_waited_for(tmp_path, capsys, monkeypatch):
     lock, order = tmp_path / "new" / ".it.lock", []
 
     def second():
@@ -88,6 +88,17 @@ def test_a_lock_holds_for_the_threads_of_a_process_and_may_be_waited_for(tmp_pat
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+    unlink = Path.unlink
+
+    def still_held(path, **options):
+        with pytest.raises(locks.InUse), locks.only_one(path, "it"):
+            pass
+        order.append(unlink(path, **options))
+
+    monkeypatch.setattr(Path, "unlink", still_held)
+    with locks.only_one(lock, "it"):
+        pass
+    assert order[2:] == [None], "or the file of the next holder would go"
 
 
 def test_a_lock_file_that_was_removed_while_it_was_opened_is_not_the_lock(tmp_path, monkeypatch):

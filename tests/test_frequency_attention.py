@@ -111,6 +111,19 @@ def test_dtypes_and_layouts(backend, distance, dtype, layout):
         assert_close(grad, expected_grad)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.bfloat16), (torch.float32, torch.float64)], ids=str)
+def test_maps_of_two_dtypes(backend, dtypes):
+    student, teacher = (x.to(dtype) for x, dtype in zip(pair((2, 3, 4, 6)), dtypes, strict=True))
+    student.requires_grad_()
+    reference = student.detach().double().requires_grad_()
+    expected = definition(reference, teacher.double(), "l2")
+    actual = spectral_distance(student, teacher)
+    assert actual.dtype == torch.promote_types(*dtypes)
+    assert_close(actual, expected)
+    (grad,) = torch.autograd.grad(actual.sum(), student)
+    assert_close(grad, torch.autograd.grad(expected.sum(), reference)[0])
+
+
 def test_small_differences_are_not_lost_in_the_gaussian_distance(backend):
     """1 − exp(−x) of x about 1e-11 is 0 in float32."""
     student = torch.randn(2, 3, 4, 5)

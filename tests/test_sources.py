@@ -194,6 +194,8 @@ def test_frames_that_are_not_on_disk_cost_themselves_and_videos_without_any_are_
 
 def test_fakes_of_a_manifest_are_drawn_with_the_video_they_are_named_after(tmp_path):
     names = {"Real": [f"{i:04d}" for i in range(20)], "Fake": [f"{i:04d}_fake" for i in range(20)]}
+    of_two = [f"{i:04d}_{i + 10:04d}" for i in range(10)]
+    names["Fake"] += of_two
     content = {f"U_{kind}": {"train": {n: entry(f"U_{kind}", f"{kind}/{n}/0.png") for n in found}}
                for kind, found in names.items()}  # fmt: skip
     frames = [f"{kind}/{name}/0.png" for kind, found in names.items() for name in found]
@@ -201,6 +203,7 @@ def test_fakes_of_a_manifest_are_drawn_with_the_video_they_are_named_after(tmp_p
     assert all(split[name] == split[f"{name}_fake"] for name in names["Real"]) and set(split.values()) == {
         *sources.SPLITS
     }
+    assert all(split[name] == split[real] for name in of_two for real in name.split("_"))
 
 
 def test_qualities_of_a_manifest_are_aligned_by_frame(tmp_path):

@@ -66,7 +66,9 @@ def test_a_name_of_many_parts_is_refused_before_the_work(tmp_path):
 # ------------------------------------------------------------------------------------------------- written for others
 
 
-@pytest.mark.parametrize("text", [EVIL, "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1"])
+@pytest.mark.parametrize(
+    "text", [EVIL, "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", *(f"{sign}1" for sign in "＝＋－＠")]
+)
 def test_what_a_spreadsheet_would_run_is_text(text):
     assert files.cell(text) == f"'{files.shown(text)}"
     assert files.cell(f"a{text}") == files.shown(f"a{text}") and files.cell(-1.5) == -1.5 and files.cell(None) is None
