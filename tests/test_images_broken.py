@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 from test_images import LETTER, chunk, png, tiff
 
+from training import memory
 from training.data import images
 from training.files import BrokenFile
 
@@ -26,7 +28,7 @@ def reason(path: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "avif", "webp", "gif", "tif", "bmp", "jp2", "ppm", "ico"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "avif", "webp", "gif", "tif", "bmp", "jp2", "ppm"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
 def test_truncated_files_are_broken(tmp_path, ending, kept):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -95,7 +97,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", None)
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     assert reason(tmp_path / "a.png").startswith("not a picture")
-    assert not {"EPS", "WMF", "PDF"} & set(images.FORMATS)
+    assert not {"EPS", "WMF", "PDF", "ICO", "ICNS"} & set(images.FORMATS)
 
 
 @pytest.mark.skipif("HEIF" in images.FORMATS, reason="pillow-heif is installed")
@@ -107,8 +109,9 @@ def test_heic_names_the_package_that_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [
-        (13000, 13000, "has 13000 × 13000 pixels, more than 134217728"),
-        (60000, 60000, "has more than 134217728 pixels"),
+        (13000, 13000, "has 13000 × 13000 pixels, more than 67108864"),
+        (60000, 60000, "has more than 67108864 pixels"),
+        (70000, 1, "has 70000 × 1 pixels, and a side of more than 65536"),
     ],
 )
 def test_bombs_are_refused_by_their_header(tmp_path, width, height, expected):
@@ -121,14 +124,91 @@ def test_a_tile_larger_than_its_picture_is_refused(tmp_path):
     tags = {256: 4, 257: 4, 258: 8, 259: 8, 262: 1, 277: 1, 322: 46000, 323: 46000, 324: 8 + 2 + 12 * 10 + 4}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {325: len(data)}).items())
     (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0\x0a\0" + entries + bytes(4) + data)
-    assert reason(tmp_path / "a.tif") == "has 46000 × 46000 pixels, more than 134217728"
+    assert reason(tmp_path / "a.tif") == "has 46000 × 46000 pixels, more than 67108864"
 
 
-def test_below_the_budget_nothing_is_said(tmp_path, recwarn):
-    width, height = 2**14, 6000  # more than Pillow warns of, less than the budget; 1 bit, so that it is fast
-    path = png(tmp_path / "a.png", width, height, 1, 0, bytes(width // 8 * height))
-    assert images.length(path) == 1
+def test_pillow_warns_of_nothing(tmp_path, recwarn):
+    path = png(tmp_path / "a.png", 2**14, 6000, 1, 0, bytes(2**11 * 6000))
+    assert reason(path) == "has 16384 × 6000 pixels, more than 67108864"
     assert not recwarn.list
+
+
+def dds() -> bytes:
+    """Two pixels of a byte each."""
+    numbers = (124, 0x1007, 1, 2, 0, 0, 0, *[0] * 11, 32, 0x40, 0, 8, 7, 56, 192, 0, *[0] * 5)
+    return b"DDS " + struct.pack(f"<{len(numbers)}I", *numbers) + b"\7\7"
+
+
+def bmp_rle() -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 8, 1, 4, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<III", 0, 0, 54 + 1024) + head + bytes(4 * 255) + b"\1\2\3\0" + b"\2\xff\0\1"
+
+
+@pytest.mark.parametrize(
+    ("data", "samples"),
+    [
+        (b"P1 2 1 1 0", 2),
+        (b"P2 2 1 9 1 2", 2),
+        (b"P3 2 1 255 1 2 3 4 5 6", 6),
+        (b"P6 2 1 200 abcdef", 6),
+        (b"qoif" + struct.pack(">IIBB", 2, 1, 4, 0) + b"\xc1", 8),
+        (dds(), 6),
+        (bmp_rle(), 2),
+    ],
+    ids=["P1", "P2", "P3", "P6", "QOI", "DDS", "BMP"],
+)
+def test_what_is_decoded_in_python_may_have_fewer_samples(tmp_path, monkeypatch, data, samples):
+    (tmp_path / "odd.bin").write_bytes(data)
+    monkeypatch.setattr(images, "MAX_SLOW_SAMPLES", samples)
+    assert images.read(tmp_path / "odd.bin").shape == (1, 2, 3)
+    monkeypatch.setattr(images, "MAX_SLOW_SAMPLES", samples - 1)
+    assert reason(tmp_path / "odd.bin").startswith("has 2 × 1 pixels, more than ")
+    (tmp_path / "odd.bin").write_bytes(b"P6 2 1 255 abcdef")
+    assert images.read(tmp_path / "odd.bin").shape == (1, 2, 3), "which is not decoded in Python"
+
+
+@pytest.mark.parametrize(("count", "most"), [(1024, 1), (1025, 0)])
+def test_comments_of_a_plain_ppm_are_counted(tmp_path, count, most):
+    (tmp_path / "a.ppm").write_bytes(b"P3 1 1 255 " + b"#\n" * count + b"1 2 3")
+    if most:
+        assert images.read(tmp_path / "a.ppm").tolist() == [[[1, 2, 3]]]
+    else:
+        assert reason(tmp_path / "a.ppm") == "has more than 1024 comments"
+
+
+def test_colour_profiles_of_a_png_are_counted(tmp_path, monkeypatch):
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(9)))
+    path = png(tmp_path / "a.png", 1, 1, 8, 0, b"\1", profile * 3)
+    monkeypatch.setattr(images, "MAX_NOTES", 3)
+    assert images.read(path).shape == (1, 1, 3)
+    monkeypatch.setattr(images, "MAX_NOTES", 2)
+    assert reason(path) == "has more than 2 colour profiles"
+
+
+def test_marks_are_counted_where_reading_is_cut(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * (2**20 - 2) + b"iCCPiCCP")
+    assert images._count(tmp_path / "a", b"iCCP") == 2 and images._count(tmp_path / "a", b"x") == 2**20 - 2
+
+
+def test_strips_of_a_tiff_are_counted(tmp_path, monkeypatch):
+    tags = {256: 1, 257: 3, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    entries += struct.pack("<HHIIHHII", 273, 4, 3, 8, 279, 4, 3, 20)
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I7I", 36, 8, 9, 10, 1, 1, 1, 0) + struct.pack("<H", 9) + entries + bytes(4)
+    )
+    monkeypatch.setattr(images, "MAX_PARTS", 3)
+    assert images.read(tmp_path / "a.tif").shape == (3, 1, 3)
+    monkeypatch.setattr(images, "MAX_PARTS", 2)
+    assert reason(tmp_path / "a.tif") == "has more than 2 strips or tiles"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system knows no bound on memory")
+def test_a_picture_takes_no_more_memory_than_it_may(tmp_path, monkeypatch):
+    path = png(tmp_path / "a.png", 8192, 4096, 1, 0, bytes(1024 * 4096))
+    assert images.length(path) == 1
+    monkeypatch.setattr(memory, "ROOM", 2**26)
+    assert reason(path) == "cannot be read: MemoryError"
 
 
 @pytest.mark.parametrize("error", [struct.error, SyntaxError, KeyError, MemoryError, RecursionError, EOFError])
@@ -189,6 +269,16 @@ def test_an_animation_shows_no_more_than_its_bytes_may(tmp_path, monkeypatch, en
     assert all(np.array_equal(next(shown), frame) for frame in whole[:4])
     with pytest.raises(BrokenFile, match=rf"^has more than 4 frames of 32 × 32 pixels in {len(data)} bytes$"):
         next(shown)
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_frames_of_an_animation_are_counted(tmp_path, monkeypatch, ending):
+    moving(path := tmp_path / f"a.{ending}")
+    monkeypatch.setattr(images, "MAX_PARTS", 6)
+    assert len(list(images.frames(path))) == 6
+    monkeypatch.setattr(images, "MAX_PARTS", 5)
+    with pytest.raises(BrokenFile, match=r"^has more than 5 frames$"):
+        list(images.frames(path))
 
 
 @pytest.mark.parametrize("number", [0, 3])

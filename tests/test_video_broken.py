@@ -268,7 +268,7 @@ def test_an_index_of_more_frames_than_there_are_is_opened_with_little_room(tmp_p
     monkeypatch.setattr(av, "open", lambda *args, **options: rooms.append("open") or opened(*args, **options))
     # By what the process has at hand, FFmpeg goes without the index, or without the file.
     assert reason(path) in ("it has no frames", "cannot be read: Invalid data found when processing input")
-    assert rooms[:2] == ["bounded", "open"]
+    assert rooms[rooms.index("open") - 1] == "bounded"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this system knows no bound on memory")

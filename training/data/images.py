@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
+from .. import memory
 from ..files import BrokenFile, write_bytes
 
 try:
@@ -30,12 +31,13 @@ Image.init()
 FORMATS = tuple(
     name
     for name in (
-        *("PNG", "JPEG", "WEBP", "AVIF", *HEIF, "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM", "ICO", "ICNS"),
+        *("PNG", "JPEG", "WEBP", "AVIF", *HEIF, "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM"),
         *("QOI", "SGI", "SUN", "PCX", "DDS", "PSD", "TGA"),  # TGA last: it has no signature
     )
     if name in Image.OPEN
 )
-"""Pillow's decoders that may be used: none runs a program, as that of EPS does, or draws pages."""
+"""Pillow's decoders that may be used: none runs a program, as that of EPS does, or draws pages, or decodes a picture
+within before its size is known, as those of icons do."""
 
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {
     *(".heic", ".heif", ".mpo"),
@@ -45,8 +47,20 @@ ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().ite
 ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif", ".avifs"})
 """Endings of files that may hold an animation, in lower case."""
 
-MAX_PIXELS = 2**27
-"""The most pixels of a picture."""
+MAX_PIXELS = 2**26
+"""The most pixels of a picture; in every format it takes less than two gigabytes and a few seconds."""
+
+MAX_SIDE = 2**16
+"""The longest side of a picture: Pillow takes further memory for each row."""
+
+MAX_SLOW_SAMPLES = 2**23
+"""The most samples of a picture that Pillow decodes in Python, at about half a microsecond each."""
+
+MAX_PARTS = 2**16
+"""The most strips or tiles of a picture, and frames of an animation."""
+
+MAX_NOTES = 2**10
+"""The most colour profiles of a PNG, and comments of a PPM in plain text: each may move a megabyte."""
 
 MAX_SCAN_PIXELS = 2**34
 """The most pixels of all scans of a progressive JPEG: each goes over the whole picture, and may take ten bytes."""
@@ -54,7 +68,7 @@ MAX_SCAN_PIXELS = 2**34
 MAX_FRAME_PIXELS = 2**25
 """The most pixels of a frame of a clip, 8K: encoders hold about fifty at a time."""
 
-DENSEST = 2**12
+DENSEST = 2**8
 """The most pixels that an animation shows for each of its bytes; see :func:`check_density`."""
 
 BACKGROUND = (255, 255, 255)
@@ -96,6 +110,7 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
         for number in _shown(image):
+            _check_count(number + 1, MAX_PARTS, "frames")
             check_density(number + 1, width, height, os.path.getsize(path), DENSEST)
             try:
                 frame = _pixels(image, number)
@@ -126,7 +141,9 @@ def is_animation(path: Path | str) -> bool:
 
 
 def check_size(width: int, height: int, most: int | None = None) -> None:
-    """Raise BrokenFile for more pixels than ``most``, or than :data:`MAX_PIXELS`."""
+    """Raise BrokenFile for more pixels than ``most``, or than :data:`MAX_PIXELS`, or a side above :data:`MAX_SIDE`."""
+    if max(width, height) > MAX_SIDE:
+        raise BrokenFile(f"has {width} × {height} pixels, and a side of more than {MAX_SIDE}")
     if width * height > (most := most or MAX_PIXELS):
         raise BrokenFile(f"has {width} × {height} pixels, more than {most}")
 
@@ -197,8 +214,9 @@ def write_png(path: Path | str, pixels: np.ndarray) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(action="ignore"):
+def _guarded() -> Iterator[None]:
+    """Pillow warns of nothing, and takes no more memory than it may."""
+    with memory.bounded(), warnings.catch_warnings(action="ignore"):
         yield
 
 
@@ -206,10 +224,17 @@ def _quiet() -> Iterator[None]:
 def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
     """An image within the budget; whatever is raised by a decoder becomes BrokenFile."""
     try:
-        with _quiet():
+        if _head(path)[:4] == b"\x89PNG":
+            _check_count(_count(path, b"iCCP"), MAX_NOTES, "colour profiles")
+        with _guarded():
             image = Image.open(path, formats=FORMATS)
         with image:
             check_size(*image.size, most)
+            _check_count(len(image.tile), MAX_PARTS, "strips or tiles")
+            if (decoders := {tile.codec_name for tile in image.tile}) & Image.DECODERS.keys():
+                check_size(*image.size, MAX_SLOW_SAMPLES // len(image.getbands()))
+            if "ppm_plain" in decoders:
+                _check_count(_count(path, b"#"), MAX_NOTES, "comments")
             if image.format == "TIFF":  # of which a tile may be larger
                 tile = TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH
                 check_size(*(image.tag_v2.get(tag, 1) for tag in tile), most)
@@ -227,20 +252,34 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
         raise BrokenFile(reason(error)) from error
 
 
-def _check_scans(path: Path | str, pixels: int) -> None:
-    count, last = 0, b""
+def _head(path: Path | str) -> bytes:
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            count += (last + block).count(b"\xff\xda")
-            last = block[-1:]
+        return file.read(12)
+
+
+def _count(path: Path | str, mark: bytes) -> int:
+    """How often some bytes stand in a file."""
+    count, block = 0, b""
+    with open(path, "rb") as file:
+        while more := file.read(2**20):
+            block = block[len(block) - len(mark) + 1 :] + more
+            count += block.count(mark)
+    return count
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise BrokenFile(f"has more than {most} {what}")
+
+
+def _check_scans(path: Path | str, pixels: int) -> None:
+    count = _count(path, b"\xff\xda")
     if count * pixels > MAX_SCAN_PIXELS:
         raise BrokenFile(f"has {count} scans of {pixels} pixels, more than {MAX_SCAN_PIXELS} together")
 
 
 def _unidentified(path: Path | str) -> str:
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if not head:
+    if not (head := _head(path)):
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf") and not HEIF:
         return "HEIC needs another package: pip install pillow-heif"
@@ -249,7 +288,7 @@ def _unidentified(path: Path | str) -> str:
     return "not a picture of a known format, or its header is damaged"
 
 
-@_quiet()
+@_guarded()
 def _samples(path: Path | str) -> str | None:
     """What the samples of a TIFF are, in its own words, where that is why Pillow does not read it."""
     try:
@@ -264,7 +303,7 @@ def _samples(path: Path | str) -> str | None:
     return None
 
 
-@_quiet()
+@_guarded()
 def _shown(image: Image.Image) -> range:
     """The numbers of the frames that a viewer plays; an APNG may have a picture before them for others."""
     if image.format not in ("GIF", "WEBP", "PNG", "AVIF"):
@@ -288,7 +327,7 @@ def _scale_key(image: Image.Image) -> None:
         image.info["transparency"] = key % 4 * 85 if stored == "L;2" else key % 16 * 17
 
 
-@_quiet()
+@_guarded()
 def _leave(image: Image.Image) -> None:
     """Let seek pass the frame at hand, which cannot be decoded: it would try that again."""
     if image.tile:
@@ -297,7 +336,7 @@ def _leave(image: Image.Image) -> None:
             image.load_end()
 
 
-@_quiet()
+@_guarded()
 def _pixels(image: Image.Image, number: int) -> np.ndarray:
     """A frame of an image, ``(H, W, 3)`` uint8."""
     if number:
