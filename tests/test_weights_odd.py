@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from training.models import detector
+from training.models import detector, weights
 from training.models.detector import Detector
 from training.models.weights import AVERAGED, load_into, read_metadata, read_torch, read_weights
 
@@ -105,6 +105,18 @@ def test_odd_tensors_beside_the_weights_do_not_matter(small, tmp_path, zipped):
     model, fit = loaded(tmp_path / "a.pth")
     assert holds(model, small) and fit.complete
     assert torch.equal(read_weights(tmp_path / "a.pth")["odd.uint16"], odd["uint16"])
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_tensors_are_counted_before_they_are_read(tmp_path, monkeypatch, save):
+    save({f"a{i}": torch.zeros(1) for i in range(30)}, tmp_path / "a")
+    assert len(read_weights(tmp_path / "a")) == 30
+    monkeypatch.setattr(weights, "MOST_TENSORS", 29)
+    for name in ("load_file", "tarfile"):  # nor is anything else looked at
+        monkeypatch.setattr(weights, name, None)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(ValueError, match=r"^weights .*: expected .*, got: 3\d tensors, more than 29$"):
+        read_weights(tmp_path / "a")
 
 
 def test_a_bit_that_fell_over_in_a_zip_is_seen(small, tmp_path):

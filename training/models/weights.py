@@ -37,6 +37,7 @@ COUNTER = "num_batches_tracked"  # of batch normalisation; older files have none
 LISTED = 6  # names that a message shows
 DEEPEST = 100  # containers within each other
 MANY = 100_000  # names up to which what a file holds in several places gets a name for each
+MOST_TENSORS = 2**16  # of a file; models that timm makes have hundreds
 MOST_CHARACTERS = 2**24  # of all names together
 HOLDING = Tensor | Mapping | list | tuple | set | frozenset | pickles.Inert
 FOREIGN = {  # how files begin that are mistaken for weights, and what to do about them
@@ -65,6 +66,8 @@ def read_torch(path: str | Path) -> object:
             warnings.simplefilter("ignore")  # of classes whose sources are not those of today
             beginning = file.read(512)
             if beginning[8:9] == b"{":  # eight bytes of length, then JSON: only safetensors begin so
+                with safe_open(path, "pt") as header:
+                    _check_count(len(header.keys()))
                 return load_file(path)
             if beginning[:2] == b"PK":
                 _check_zip(path)
@@ -90,6 +93,11 @@ def _is_tar(path: Path) -> bool:
     return True
 
 
+def _check_count(count: int) -> None:
+    if count > MOST_TENSORS:
+        raise BrokenFile(f"{count} tensors, more than {MOST_TENSORS}")
+
+
 def _check_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise BrokenFile("a file that is damaged or was not downloaded to its end")
@@ -99,6 +107,7 @@ def _check_zip(path: Path) -> None:
             raise BrokenFile("a TorchScript program, which would have to be run")
         if "data.pkl" not in names:
             raise BrokenFile(f"an archive of {_listed(archive.namelist()) or 'nothing'}: unpack it")
+        _check_count(len(archive.namelist()))
         check_unpacked(archive, path)  # torch packs nothing
         if any(info.CRC for info in archive.infolist()) and (damaged := archive.testzip()):  # torch may write none
             raise BrokenFile(f"a damaged file: {damaged} in it is not as it was written")
