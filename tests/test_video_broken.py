@@ -231,13 +231,20 @@ def test_a_later_frame_of_a_gif_beyond_the_budget_is_refused_before_it_is_decode
 
 def test_a_video_shows_no_more_than_its_bytes_may(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", numbered(5))
-    monkeypatch.setattr(video, "DENSEST", 5 * WIDTH * HEIGHT / 2**22)
+    monkeypatch.setattr(video, "DENSEST", 5 * WIDTH * HEIGHT / 2**20)
     assert video.promised(path) == len(list(video.read(path))) == 5
-    monkeypatch.setattr(video, "DENSEST", 4 * WIDTH * HEIGHT / 2**22)
+    monkeypatch.setattr(video, "DENSEST", 4 * WIDTH * HEIGHT / 2**20)
     said = f"has more than 4 frames of {WIDTH} × {HEIGHT} pixels in {path.stat().st_size} bytes"
     assert reason(path) == said
     with pytest.raises(BrokenFile, match=said):
         video.promised(path)
+
+
+def test_a_frame_takes_some_bytes_however_small_its_picture():
+    for size, most in ((0, 2**17), (2**20, 2**17), (2**23, 2**20)):
+        images.check_density(most, 1, 1, size, video.DENSEST)
+        with pytest.raises(BrokenFile, match=rf"^has more than {most} frames of 1 × 1 pixels in {size} bytes$"):
+            images.check_density(most + 1, 1, 1, size, video.DENSEST)
 
 
 def counted(path: Path, count: int) -> bytes:

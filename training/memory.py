@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 ROOM = 2**31  # bytes
 _alone = threading.Lock()  # the bound is that of the process
@@ -22,7 +21,8 @@ def bounded() -> Iterator[None]:
 
     with _alone:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
         bounds = [bound for bound in (soft, hard, taken + ROOM) if bound != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
         try:

@@ -109,9 +109,11 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     """
     with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
-        for number in _shown(image):
-            _check_count(number + 1, MAX_PARTS, "frames")
-            check_density(number + 1, width, height, os.path.getsize(path), DENSEST)
+        numbers = _shown(image)
+        there = min(len(numbers), _count(path, b"fcTL")) if image.format == "PNG" else len(numbers)  # APNG only promise
+        _check_count(there, MAX_PARTS, "frames")
+        check_density(there, width, height, os.path.getsize(path), DENSEST)
+        for number in numbers:
             try:
                 frame = _pixels(image, number)
                 yield frame[:height, :width] if image.format == "GIF" else frame
@@ -149,11 +151,11 @@ def check_size(width: int, height: int, most: int | None = None) -> None:
 
 
 def check_density(count: int, width: int, height: int, size: int, most: int) -> None:
-    """Raise BrokenFile for frames of more than ``most`` pixels for each of ``size`` bytes, of which 4 MB are granted.
+    """Raise BrokenFile for frames of more than ``most`` pixels for each of ``size`` bytes, of which 1 MB is granted.
 
-    A frame that repeats the one before takes a few bytes, so that a small file may hold enough for hours.
+    A frame that repeats the one before takes a few bytes, eight at least, so that a small file may hold many hours.
     """
-    if count * width * height > most * max(size, 2**22):
+    if count * max(width * height, 8 * most) > most * max(size, 2**20):
         raise BrokenFile(f"has more than {count - 1} frames of {width} × {height} pixels in {size} bytes")
 
 
