@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,20 @@ def test_tables_of_more_cells_than_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_CELLS", 99)
     with pytest.raises(ValueError, match="at most 99 cells, not 50 rows of 2"):
         tables.read(tmp_path / "a.parquet")
+    monkeypatch.setattr(tables, "MAX_COLUMNS", 1)
+    with pytest.raises(ValueError, match=r"a\.parquet: .*expected at most 1 columns, got 2"):
+        tables.read(tmp_path / "a.parquet")
+
+
+def test_blank_lines_above_a_csv_take_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_BYTES", 2**21)  # for which room is made
+    (tmp_path / "a.csv").write_text(" \n" * 2**19 + "a,b\n1,2\n")
+    tracemalloc.start()
+    try:
+        assert list(tables.read(tmp_path / "a.csv")) == ["a", "b"]
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def repeated(path: Path, text: str, rows: int) -> Path:
@@ -86,6 +101,7 @@ def test_a_few_bytes_of_parquet_do_not_become_gigabytes(tmp_path):
     [
         ({"MAX_BYTES": 20}, "a,b\n" + "1,2\n" * 9, "expected at most 20 bytes"),
         ({"MAX_TEXT_CELLS": 20}, "a;b;c\n" + "1;2;3\n" * 9, "expected at most 20 cells"),
+        ({"MAX_COLUMNS": 2}, "a;b;c\n" + "1;2;3\n" * 9, "expected at most 2 columns, got 3"),
         ({"LONGEST_LINE": 20}, "a,b\n1," + "2" * 40 + "\n", "expected lines of at most 20 bytes"),
         ({"LONGEST_LINE": 20}, "a,b\r\n" + "1234567,2\r" * 9, ""),
     ],

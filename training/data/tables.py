@@ -26,6 +26,7 @@ SPLITS |= {"test": "test", "testing": "test"}
 MAX_BYTES = 2**29
 MAX_CELLS = 2**29  # of a parquet file
 MAX_TEXT_CELLS = 2**25  # of a CSV file, each of which takes about sixty bytes of memory
+MAX_COLUMNS = 2**12  # each costs as much as many rows
 LONGEST_LINE = 2**20  # bytes, of a CSV file
 NOTHING = ("none", "nan", "null")  # what scripts write into a cell without a name
 BOX = ("frame", "left", "top", "right", "bottom")
@@ -103,6 +104,7 @@ def _arrow(content: bytes) -> pyarrow.Table:
     """
     told = parquet.read_metadata(io.BytesIO(content))
     most = min(MAX_CELLS, 2**24 + 64 * len(content))
+    _check_columns(told.num_columns)
     if told.num_rows * told.num_columns > most:
         raise ValueError(f"at most {most} cells, not {told.num_rows} rows of {told.num_columns}")
     unpacked = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
@@ -124,13 +126,18 @@ def _arrow(content: bytes) -> pyarrow.Table:
     return table
 
 
+def _check_columns(count: int) -> None:
+    if count > MAX_COLUMNS:
+        raise ValueError(f"expected at most {MAX_COLUMNS} columns, got {count}")
+
+
 def _csv(content: bytes) -> pandas.DataFrame:
     for start in range(0, len(content) - LONGEST_LINE, LONGEST_LINE):
         if content.find(b"\n", start, end := start + LONGEST_LINE) < 0 > content.find(b"\r", start, end):
             raise ValueError(f"expected lines of at most {LONGEST_LINE} bytes, got a longer one")
     if content.count(b"\n") + max(map(content.count, (b",", b";", b"\t", b"|"))) > MAX_TEXT_CELLS:
         raise ValueError(f"expected at most {MAX_TEXT_CELLS} cells, got more; of parquet it may be more")
-    text = re.sub(r"\A(?:[^\S\r\n]*[\r\n]+)*", "", _decoded(content))  # lines of blanks above the header
+    text = re.sub(r"\A(?>[^\S\r\n]*[\r\n]+)*+", "", _decoded(content))  # lines of blanks above the header
     if not text.strip():
         raise ValueError("expected a header line and rows, got an empty file")
     told = re.match(r"sep=([,;\t|])[\r\n]+", text)  # as Excel writes it
@@ -141,6 +148,7 @@ def _csv(content: bytes) -> pandas.DataFrame:
         header, *rows = [list(map(str.strip, row)) for row in reader if row]
     except csv.Error as error:
         raise ValueError(f"expected CSV, got in line {reader.line_num}: {error}; is a quote not closed?") from error
+    _check_columns(len(header))
     while rows and not any(rows[-1]):  # spreadsheets leave ",,," below
         rows.pop()
     widths = np.array([len(row) for row in rows], int)
