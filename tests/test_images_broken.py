@@ -187,7 +187,7 @@ def test_colour_profiles_of_a_png_are_counted(tmp_path, monkeypatch):
 
 def test_marks_are_counted_where_reading_is_cut(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * (2**20 - 2) + b"iCCPiCCP")
-    assert images._count(tmp_path / "a", b"iCCP") == 2 and images._count(tmp_path / "a", b"x") == 2**20 - 2
+    assert images.occurrences(tmp_path / "a", b"iCCP") == 2 and images.occurrences(tmp_path / "a", b"x") == 2**20 - 2
 
 
 def test_strips_of_a_tiff_are_counted(tmp_path, monkeypatch):

@@ -247,6 +247,18 @@ def test_a_frame_takes_some_bytes_however_small_its_picture():
             images.check_density(most + 1, 1, 1, size, video.DENSEST)
 
 
+def test_tags_of_a_matroska_are_counted_but_not_what_chance_gives(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mkv", numbered(3))
+    monkeypatch.setattr(video, "MOST_TAGS", path.read_bytes().count(b"\x45\xa3"))
+    path.write_bytes(path.read_bytes() + b"\x45\xa3" + bytes(2**16))
+    assert video.promised(path) == 3
+    path.write_bytes(path.read_bytes() + b"\x45\xa3" * 2)
+    assert reason(path) == f"has more than {video.MOST_TAGS} tags"
+    other = write(tmp_path / "a.mp4", numbered(3))
+    other.write_bytes(other.read_bytes() + b"\x45\xa3" * 99)
+    assert video.promised(other) == 3
+
+
 def counted(path: Path, count: int) -> bytes:
     """An MP4 whose index says of its three frames that they are so many of a byte each."""
     data = bytearray(path.read_bytes())

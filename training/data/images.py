@@ -110,7 +110,8 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
         numbers = _shown(image)
-        there = min(len(numbers), _count(path, b"fcTL")) if image.format == "PNG" else len(numbers)  # APNG only promise
+        promised = len(numbers)
+        there = min(promised, occurrences(path, b"fcTL")) if image.format == "PNG" else promised
         _check_count(there, MAX_PARTS, "frames")
         check_density(there, width, height, os.path.getsize(path), DENSEST)
         for number in numbers:
@@ -226,8 +227,7 @@ def _guarded() -> Iterator[None]:
 def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
     """An image within the budget; whatever is raised by a decoder becomes BrokenFile."""
     try:
-        if _head(path)[:4] == b"\x89PNG":
-            _check_count(_count(path, b"iCCP"), MAX_NOTES, "colour profiles")
+        _check_count(occurrences(path, b"iCCP", b"\x89PNG"), MAX_NOTES, "colour profiles")
         with _guarded():
             image = Image.open(path, formats=FORMATS)
         with image:
@@ -236,7 +236,7 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
             if (decoders := {tile.codec_name for tile in image.tile}) & Image.DECODERS.keys():
                 check_size(*image.size, MAX_SLOW_SAMPLES // len(image.getbands()))
             if "ppm_plain" in decoders:
-                _check_count(_count(path, b"#"), MAX_NOTES, "comments")
+                _check_count(occurrences(path, b"#"), MAX_NOTES, "comments")
             if image.format == "TIFF":  # of which a tile may be larger
                 tile = TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH
                 check_size(*(image.tag_v2.get(tag, 1) for tag in tile), most)
@@ -254,15 +254,12 @@ def _opened(path: Path | str, most: int | None = None) -> Iterator[Image.Image]:
         raise BrokenFile(reason(error)) from error
 
 
-def _head(path: Path | str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(12)
-
-
-def _count(path: Path | str, mark: bytes) -> int:
-    """How often some bytes stand in a file."""
+def occurrences(path: Path | str, mark: bytes, beginning: bytes = b"") -> int:
+    """How often some bytes stand in a file; 0 where it does not begin as told."""
     count, block = 0, b""
     with open(path, "rb") as file:
+        if file.read(len(beginning)) != beginning:
+            return 0
         while more := file.read(2**20):
             block = block[len(block) - len(mark) + 1 :] + more
             count += block.count(mark)
@@ -275,13 +272,15 @@ def _check_count(count: int, most: int, what: str) -> None:
 
 
 def _check_scans(path: Path | str, pixels: int) -> None:
-    count = _count(path, b"\xff\xda")
+    count = occurrences(path, b"\xff\xda")
     if count * pixels > MAX_SCAN_PIXELS:
         raise BrokenFile(f"has {count} scans of {pixels} pixels, more than {MAX_SCAN_PIXELS} together")
 
 
 def _unidentified(path: Path | str) -> str:
-    if not (head := _head(path)):
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf") and not HEIF:
         return "HEIC needs another package: pip install pillow-heif"

@@ -49,6 +49,8 @@ DEMUXERS = (
 DENSEST = 2**16
 """The most pixels that a video shows for each of its bytes; see :func:`.images.check_density`."""
 
+MOST_TAGS = 1000  # of a Matroska file, beside what chance gives: FFmpeg's time goes with the cube of their number
+
 Clip = Path | tuple[Path, ...]
 """A video or an animation, or pictures that are its frames in order."""
 
@@ -268,6 +270,8 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
     budget = {"max_pixels": str(images.MAX_FRAME_PIXELS)}
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS} | budget
     try:
+        if images.occurrences(path, b"\x45\xa3", b"\x1a\x45\xdf\xa3") > MOST_TAGS + os.path.getsize(path) // 2**15:
+            raise BrokenFile(f"has more than {MOST_TAGS} tags")
         try:
             with memory.bounded():  # an index of a few bytes may stand for millions of frames
                 container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="replace")
