@@ -47,8 +47,8 @@ ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().ite
 ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif", ".avifs"})
 """Endings of files that may hold an animation, in lower case."""
 
-MAX_PIXELS = 2**26
-"""The most pixels of a picture; in every format it takes less than two gigabytes and a few seconds."""
+MAX_PIXELS = 2**27
+"""The most pixels of a picture; one that takes more than :data:`.memory.ROOM` fails, however many it has."""
 
 MAX_SIDE = 2**16
 """The longest side of a picture: Pillow takes further memory for each row."""
@@ -162,7 +162,8 @@ def check_density(count: int, width: int, height: int, size: int, most: int) -> 
 
 def reason(error: Exception) -> str:
     """What an exception of a library says, for a message of one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    unsaid = "it takes too much memory" if isinstance(error, MemoryError) else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or unsaid
     return f"cannot be read: {' '.join(text.split())}"
 
 
