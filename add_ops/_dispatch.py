@@ -136,7 +136,7 @@ def call(name: str, *args: Any) -> Any:
     its autograd take several times as long as a kernel does on a small map.
     """
     if plain(*args):
-        if torch.is_grad_enabled() and any([isinstance(x, Tensor) and x.requires_grad for x in args]):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return _eager[name].apply(*args)
         return _runs[name](*args)
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():

@@ -168,13 +168,12 @@ def test_what_is_decoded_in_python_may_have_fewer_samples(tmp_path, monkeypatch,
     assert images.read(tmp_path / "odd.bin").shape == (1, 2, 3), "which is not decoded in Python"
 
 
-@pytest.mark.parametrize(("count", "most"), [(1024, 1), (1025, 0)])
-def test_comments_of_a_plain_ppm_are_counted(tmp_path, count, most):
-    (tmp_path / "a.ppm").write_bytes(b"P3 1 1 255 " + b"#\n" * count + b"1 2 3")
-    if most:
-        assert images.read(tmp_path / "a.ppm").tolist() == [[[1, 2, 3]]]
-    else:
-        assert reason(tmp_path / "a.ppm") == "has more than 1024 comments"
+def test_comments_of_a_plain_ppm_are_counted(tmp_path):
+    path = tmp_path / "a.ppm"
+    path.write_bytes(b"P3 1 1 255 " + b"#\n" * 1024 + b"1 2 3")
+    assert images.read(path).tolist() == [[[1, 2, 3]]]
+    path.write_bytes(b"P3 1 1 255 " + b"#\n" * 1025 + b"1 2 3")
+    assert reason(path) == "has more than 1024 comments"
 
 
 def test_colour_profiles_of_a_png_are_counted(tmp_path, monkeypatch):

@@ -110,10 +110,11 @@ def frames(path: Path | str) -> Iterator[np.ndarray | BrokenFile]:
     with _opened(path, MAX_FRAME_PIXELS) as image:
         width, height = image.size
         numbers = _shown(image)
-        promised = len(numbers)
-        there = min(promised, occurrences(path, b"fcTL")) if image.format == "PNG" else promised
-        _check_count(there, MAX_PARTS, "frames")
-        check_density(there, width, height, os.path.getsize(path), DENSEST)
+        count = len(numbers)
+        if image.format == "PNG":  # which may promise any number
+            count = min(count, occurrences(path, b"fcTL"))
+        _check_count(count, MAX_PARTS, "frames")
+        check_density(count, width, height, os.path.getsize(path), DENSEST)
         for number in numbers:
             try:
                 frame = _pixels(image, number)
