@@ -60,6 +60,22 @@ inline void integer_steps(const double* direction, const int64_t* length, bool u
   for (int i = 0; i < 3; ++i) step[i] = reach == 0 ? 0 : static_cast<int64_t>(std::nearbyint(s[i] / reach * 0x1p30));
 }
 
+// Buckets of equal width first, in which few keys stand together; then by insertion.
+inline void sort_keys(uint64_t* keys, int count) {
+  uint64_t most = 0, placed[kBox];
+  for (int p = 0; p < count; ++p) most = std::max(most, keys[p]);
+  int shift = 0, end[kBox + 1] = {};
+  while (most >> shift >= kBox) ++shift;
+  for (int p = 0; p < count; ++p) ++end[(keys[p] >> shift) + 1];
+  for (int bucket = 0; bucket < kBox; ++bucket) end[bucket + 1] += end[bucket];
+  for (int p = 0; p < count; ++p) placed[end[keys[p] >> shift]++] = keys[p];
+  for (int p = 0; p < count; ++p) {
+    int at = p;
+    for (; at > 0 && keys[at - 1] > placed[p]; --at) keys[at] = keys[at - 1];
+    keys[at] = placed[p];
+  }
+}
+
 // The tables of all shapes along one view, `views` apart. The whole box is sorted; one cut short keeps that order.
 inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTable* tables) {
   uint64_t keys[kBox];  // the distance, below 2^40, above the three indices
@@ -77,7 +93,7 @@ inline void fill_tables(const Grid& grid, const View& view, bool sorted, BoxTabl
       for (int64_t k = 0; k < box[2]; ++k)
         keys[count++] = static_cast<uint64_t>((distance + view.step[2] * k) << 24 | i << 16 | j << 8 | k);
     }
-  if (sorted) std::sort(keys, keys + count);
+  if (sorted) sort_keys(keys, count);
   for (int index = 0; index < kShapes; ++index) {
     const BoxShape& shape = grid.shape[index];
     if (shape.count == 0) continue;
