@@ -30,9 +30,14 @@ def _self_test(device: str) -> dict[str, tuple[float, str, list[str]]]:
     features, teacher = torch.randn(2, 2, 6, 8, 8, generator=generator)
     views = add_ops.sample_views(3, generator=generator)
     projections = add_ops.sample_projections(6, 3, generator=generator)
+    ops, labels = torch.ops.add_ops, torch.tensor([0, 1])
     primitives = {
         "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher.to(x)),
+        "attention_sum": lambda x: ops.attention_sum(x[:, 0].square(), 0.5, 1.0, True)[0],
         "view_histogram": lambda x: add_ops.multi_view_attention(x, views.to(x.device), 4),
+        "contrastive_loss": lambda x: ops.contrastive_loss(
+            x.flatten(2), teacher.to(x).flatten(2), labels.to(x.device), 2.0, 1.0, 1.0, 150.0
+        ),
         "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, projections.to(x))[0],
         "quantile_distance": lambda x: add_ops.sliced_wasserstein(
             x.flatten(2).mT, teacher.to(x).flatten(2).mT[:, :40], projections.to(x)

@@ -13,14 +13,14 @@ namespace add_ops {
 namespace py = pybind11;
 
 // An argument's dtype; bfloat16, which NumPy lacks, arrives as its bits in uint16.
-enum class Dtype { float32, float64, float16, bfloat16, int16, int32, other };
+enum class Dtype { float32, float64, float16, bfloat16, int16, int32, int64, other };
 
 inline Dtype dtype_of(const py::array& array) {
   const char kind = array.dtype().kind();
   const auto size = array.itemsize();
   if (kind == 'f')
     return size == 4 ? Dtype::float32 : size == 8 ? Dtype::float64 : size == 2 ? Dtype::float16 : Dtype::other;
-  if (kind == 'i') return size == 2 ? Dtype::int16 : size == 4 ? Dtype::int32 : Dtype::other;
+  if (kind == 'i') return size == 2 ? Dtype::int16 : size == 4 ? Dtype::int32 : size == 8 ? Dtype::int64 : Dtype::other;
   return kind == 'u' && size == 2 ? Dtype::bfloat16 : Dtype::other;
 }
 

@@ -161,6 +161,23 @@ def quantile_backward(draw: Draw) -> list[Any]:
     return [draw.numbers(*x.shape[:2], dtype=x.dtype), x, *rest]
 
 
+def attended(draw: Draw) -> list[Any]:
+    distance = draw.numbers(*draw.sizes(3), dtype=draw.choice(FLOATS[:2]))
+    return [distance, draw.choice((0.0, 1.0, -3.0, 1e300)), draw.uniform(0, 9), draw.choice((True, False))]
+
+
+def contrast(draw: Draw) -> list[Any]:
+    shape, dtype = draw.sizes(3), draw.choice(FLOATS[:2])
+    rows = [draw.numbers(*shape, dtype=dtype) for _ in range(2)]
+    labels = torch.randint(-1, 2, shape[:1], generator=draw.generator).to(draw.choice((torch.int64, torch.int8)))
+    return [*rows, labels, draw.choice((1.0, 2.0, 3.5)), 1.0, 0.5, draw.choice((0.0, 0.1, 9.0))]
+
+
+def contrast_backward(draw: Draw) -> list[Any]:
+    student, *rest = contrast(draw)
+    return [draw.numbers(dtype=student.dtype), student, *rest]
+
+
 RAW = {
     "spectral_distance": spectral,
     "spectral_distance_backward": spectral_backward,
@@ -170,6 +187,9 @@ RAW = {
     "project_and_sort_backward": sort_backward,
     "quantile_distance": quantile,
     "quantile_distance_backward": quantile_backward,
+    "attention_sum": attended,
+    "contrastive_loss": contrast,
+    "contrastive_loss_backward": contrast_backward,
 }
 
 
@@ -200,7 +220,7 @@ def public(draw: Draw) -> tuple[Callable[..., Any], list[Any]]:
 
 def compiled(draw: Draw) -> tuple[Callable[..., Any], list[Any]]:
     """A function of the compiled module with arrays that a tensor cannot be, and outputs of the right shape."""
-    threads, kind = draw.choice((1, 2, 5)), draw.randrange(5)
+    threads, kind = draw.choice((1, 2, 5)), draw.randrange(7)
     if kind == 0:
         student, teacher, distance, sigma, _ = spectral(draw)
         teacher = teacher.to(student.dtype)
@@ -220,6 +240,15 @@ def compiled(draw: Draw) -> tuple[Callable[..., Any], list[Any]]:
         grad, order, _ = sort_backward(draw)
         grad, order = grad.flatten(0, 1).contiguous(), order.flatten(0, 1)
         function, arguments = kernels.scatter_by_index, [grad, order, torch.empty_like(grad), threads]
+    elif kind == 4:
+        distance, gamma, scale, _ = attended(draw)
+        outputs = [torch.empty(shape, dtype=distance.dtype) for shape in (distance.shape[:1], distance.shape)]
+        function, arguments = kernels.attention_sum, [distance.contiguous(), gamma, scale, 1e30, *outputs, threads]
+    elif kind == 5:
+        grad, student, teacher, labels, *options = contrast_backward(draw)
+        rows = [student.contiguous(), teacher.contiguous(), labels.long()]
+        function = kernels.contrastive_loss_backward
+        arguments = [grad, *rows, *options, torch.empty(student.shape, dtype=student.dtype), threads]
     else:
         *tensors, p = quantile(draw)
         rows = [x.flatten(0, 1).contiguous() for x in tensors[:4]]

@@ -137,6 +137,53 @@ def test_quantile_distance(capability, p, weighted, monkeypatch):
     assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
 
 
+# No tile of student rows, no pair of teacher rows and no vector of bins is full in all of them; two have two items.
+PAIRS = [(1, 1, 1), (2, 3, 5), (5, 2, 16), (8, 1, 17), (17, 2, 33), (34, 3, 8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_contrastive_loss(capability, p, dtype, monkeypatch):
+    """Against the reference in float64, and the same bits for any number of threads."""
+    monkeypatch.setattr(_cpp, "FEW", 0)
+    before = torch.get_num_threads()
+    for shape in PAIRS:
+        student, teacher = torch.randn(2, *shape, dtype=dtype)
+        labels, margin = torch.arange(shape[0]) % 3, 1.5 * shape[2]  # about the distances
+
+        def loss(x, y=teacher, labels=labels, margin=margin):
+            return torch.ops.add_ops.contrastive_loss(x, y.to(x.dtype), labels, p, 2.0, 3.0, margin)
+
+        check(loss, student, torch.tensor(0.7))
+        results = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                x = student.clone().requires_grad_()
+                results.append((value := loss(x), *torch.autograd.grad(value, x)))
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, -2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_attention_sum(capability, dtype, gamma):
+    """Every length of a row's rest, and exponents of all sizes, against the reference in float64."""
+    for pixels in range(1, 20):
+        distance = 10 ** torch.linspace(-9, 1.4, 3 * pixels, dtype=dtype).view(3, 1, pixels)
+        check(lambda x: torch.ops.add_ops.attention_sum(x, gamma, 0.3, True)[0], distance, torch.randn(3))
+    # Beyond the range: exponents are limited above and vanish below, and a sum that leaves it has no slope.
+    limit, most = (80.0, 3e38) if dtype == torch.float32 else (700.0, 1e308)
+    for value in (limit / 2, 2 * limit, 1e6, most):
+        distance = torch.tensor([[[value, 0.0, value]]], dtype=dtype, requires_grad=True)
+        loss, slope = torch.ops.add_ops.attention_sum(distance, gamma, 0.3, True)
+        with add_ops.use_backend("reference"):
+            expected = torch.ops.add_ops.attention_sum(distance, gamma, 0.3, True)
+        torch.testing.assert_close((loss, slope), expected)
+        assert torch.equal(torch.autograd.grad(loss, distance)[0], slope)
+
+
 @pytest.mark.parametrize("shape", [(1, 40, 8, 8), (3, 67, 31, 31), (16, 50, 14, 14), (2, 130, 32, 32)], ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(capability, shape, monkeypatch):
     monkeypatch.setattr(_cpp, "FEW", 0)

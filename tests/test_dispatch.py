@@ -186,7 +186,9 @@ def self_test(capsys):
     return status, {name: (backend, float(error), verdict) for name, backend, error, verdict in rows}, printed
 
 
-PRIMITIVES = ["spectral_distance", "view_histogram", "project_and_sort", "quantile_distance"]
+PRIMITIVES = ["spectral_distance", "attention_sum", "view_histogram", "contrastive_loss"]
+PRIMITIVES += ["project_and_sort", "quantile_distance"]
+OPERATORS = [name + end for name in PRIMITIVES for end in ("", "_backward") if name + end != "attention_sum_backward"]
 
 
 def test_the_self_test_says_what_is_installed_and_who_answered(capsys, monkeypatch):
@@ -208,7 +210,7 @@ def test_the_self_test_says_what_is_installed_and_who_answered(capsys, monkeypat
         assert re.search(f"^ +{name} +{re.escape(words)}$", printed, re.M)
 
 
-@pytest.mark.parametrize("operator", [name + end for name in PRIMITIVES for end in ("", "_backward")])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_the_self_test_notices_a_wrong_kernel(kernels, capsys, operator, factor):
     def wrong(*args):
@@ -220,7 +222,7 @@ def test_the_self_test_notices_a_wrong_kernel(kernels, capsys, operator, factor)
     assert status == 1 and list(rows) == PRIMITIVES
     noticed = [name for name, (*_, verdict) in rows.items() if verdict == "WRONG (above 1e-05)"]
     primitive = operator.removesuffix("_backward")
-    assert noticed == [name for name in PRIMITIVES if name == primitive or (primitive, name) == tuple(PRIMITIVES[2:])]
+    assert noticed == [name for name in PRIMITIVES if name == primitive or (primitive, name) == tuple(PRIMITIVES[-2:])]
 
 
 def test_the_self_test_says_why_the_reference_answered(kernels, capsys):
@@ -290,7 +292,8 @@ def test_who_answered_and_why(scratch_operator):
 @pytest.mark.parametrize("name", BUILT)
 def test_forward_mode_is_refused_by_name(name):
     x, ones = torch.randn(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
-    teacher, views, theta = torch.randn(2, 3, 4, 4), add_ops.sample_views(2), add_ops.sample_projections(3, 2)
+    teacher, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1, 1])
+    views, theta = add_ops.sample_views(2), add_ops.sample_projections(3, 2)
 
     def by_hand(primitive):
         with forward_ad.dual_level():
@@ -298,7 +301,9 @@ def test_forward_mode_is_refused_by_name(name):
 
     primitives = {
         "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher),
+        "attention_sum": lambda x: torch.ops.add_ops.attention_sum(x[0], 1.0, 1.0, True)[0],
         "view_histogram": lambda x: torch.ops.add_ops.view_histogram(x, views, 2, "index")[0],
+        "contrastive_loss": lambda x: torch.ops.add_ops.contrastive_loss(x[0], teacher[0], labels, 2.0, 1.0, 1.0, 0.1),
         "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, theta)[0],
     }
     ways = (

@@ -50,7 +50,8 @@ class Seen(TorchDispatchMode):
 names = set()
 OPERATORS = {
     "frequency_attention_loss": "spectral_distance",
-    "multi_view_loss": "view_histogram",
+    "multi_view_loss": "contrastive_loss",
+    "multi_view_attention": "view_histogram",
     "sliced_wasserstein": "project_and_sort",
 }
 

@@ -24,8 +24,9 @@ OPTIONS = [
     {"slicing": "points", "pairs": "sampled", "p": 1},
 ]
 BACKENDS = [name for name, status in backends().items() if status == "available"]
-LOSSES = [(BACKENDS[0], options) for options in OPTIONS]  # what losses make of slices is the same on every backend
-LOSSES += [(backend, options) for backend in BACKENDS[1:] for options in ({}, {"slicing": "points"})]
+LOSSES = [(BACKENDS[0], options) for options in OPTIONS]
+OTHERS = ({}, {"slicing": "points"}, {"distance": "wasserstein", "p": 1})  # other options are torch's on every backend
+LOSSES += [(backend, options) for backend in BACKENDS[1:] for options in OTHERS]
 
 
 def python_bins(shape, view, bins, coordinates):
@@ -281,6 +282,21 @@ def test_compiled_equals_eager(backend, options):
         torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_dtypes_may_differ(backend, options):
+    """As of a student under autocast: the wider one counts, on either side, with labels and without."""
+    student, teacher = torch.randn(2, 4, 6, 3, 3)
+    views = torch.nn.functional.normalize(torch.randn(6, 3), dim=0) if "slicing" in options else sample_views(3)
+    for labels in (None, torch.tensor([0, 1, 0, 1])):
+        for pair in ((student, teacher.double()), (student.double(), teacher), (student.half(), teacher)):
+            losses = []
+            for maps in (pair, [x.double() for x in pair]):
+                torch.manual_seed(3)
+                losses.append(multi_view_loss(*maps, labels, views=views, margin=0.2, **options))
+            assert losses[0].dtype == torch.promote_types(pair[0].dtype, pair[1].dtype)
+            torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-5, atol=0)
+
+
 def test_autocast_changes_nothing(backend):
     student, teacher = torch.randn(4, 6, 5, 5), torch.randn(4, 6, 5, 5)
     labels, views = torch.tensor([0, 1, 0, 1]), sample_views(3)
@@ -296,6 +312,9 @@ def test_opcheck(backend):
     attention, energy = torch.ops.add_ops.view_histogram(features.detach(), views, 4, "unit")
     args = (torch.randn_like(attention), features.detach(), views, attention, energy, "unit")
     torch.library.opcheck(torch.ops.add_ops.view_histogram_backward, args)
+    rows = (*torch.randn(2, 3, 4, 5).unbind(), torch.tensor([0, 1, 0]), 2.0, 1.0, 0.5, 9.0)
+    torch.library.opcheck(torch.ops.add_ops.contrastive_loss, (rows[0].requires_grad_(), *rows[1:]))
+    torch.library.opcheck(torch.ops.add_ops.contrastive_loss_backward, (torch.rand(()), rows[0].detach(), *rows[1:]))
 
 
 def test_second_derivatives_are_refused(backend):

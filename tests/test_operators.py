@@ -22,10 +22,15 @@ def valid(name):
     sides = {"x": torch.randn(2, 4, 5), "y": torch.randn(2, 4, 5), "x_order": order, "y_order": order}
     sides |= {"x_weights": weights, "y_weights": weights, "p": 2.0}
     histogram = {"features": features, "views": views}
+    pairs = {"student": features[0], "teacher": teacher[0], "labels": torch.tensor([0, 1, 0]), "p": 2.0}
+    pairs |= {"attract": 1.0, "contrast": 0.5, "margin": 9.0}
     made = {"attention": torch.rand(2, 2, 6), "energy": torch.rand(2).double(), "coordinates": "index"}
     return {
         "spectral_distance": {"student": features, "teacher": teacher} | options,
         "spectral_distance_backward": {"grad": torch.rand(2, 4, 5), "student": features, "teacher": teacher} | options,
+        "attention_sum": {"distance": torch.rand(2, 4, 5), "gamma": 1.0, "scale": 0.5, "per_sample": False},
+        "contrastive_loss": pairs,
+        "contrastive_loss_backward": {"grad": torch.rand(())} | pairs,
         "view_histogram": histogram | {"bins": 6, "coordinates": "unit"},
         "view_histogram_backward": {"grad": torch.rand(2, 2, 6)} | histogram | made,
         "project_and_sort": {"points": points, "projections": theta},
@@ -38,7 +43,7 @@ def valid(name):
 OPERATORS = [
     *("spectral_distance", "view_histogram", "project_and_sort", "quantile_distance"),
     *("spectral_distance_backward", "view_histogram_backward", "project_and_sort_backward"),
-    "quantile_distance_backward",
+    *("quantile_distance_backward", "attention_sum", "contrastive_loss", "contrastive_loss_backward"),
 ]
 
 
@@ -75,6 +80,18 @@ REFUSED = [
     ("quantile_distance", "y", torch.ones(2, 4, 0), ValueError, "expected at least one value in a row"),
     ("quantile_distance", "x_weights", torch.ones(2, 4).double(), ValueError, r"expected shape \(2, 5\), got \(2, 4\)"),
     ("quantile_distance", "p", 0.5, ValueError, "expected a finite number >= 1, got 0.5"),
+    ("attention_sum", "distance", torch.ones(2, 4, 5, dtype=HALF), TypeError, "expected float32 or float64, got"),
+    ("attention_sum", "gamma", math.inf, ValueError, "expected a finite number, got inf"),
+    ("attention_sum", "scale", -1.0, ValueError, "expected a finite number >= 0, got -1"),
+    ("contrastive_loss", "student", torch.ones(3, 4), ValueError, r"expected shape \(B, K, M\), got \(3, 4\)"),
+    ("contrastive_loss", "student", torch.ones(3, 4, 5, dtype=HALF), TypeError, "expected float32 or float64, got"),
+    ("contrastive_loss", "teacher", torch.ones(3, 4, 6), ValueError, r"expected shape \(3, 4, 5\), got \(3, 4, 6\)"),
+    ("contrastive_loss", "teacher", torch.ones(3, 4, 5).double(), TypeError, "expected float32, got torch.float64"),
+    ("contrastive_loss", "labels", torch.ones(2, dtype=INT), ValueError, r"expected shape \(3,\), got \(2,\)"),
+    ("contrastive_loss", "labels", torch.ones(3), TypeError, "expected bool, .* or int64, got torch.float32"),
+    ("contrastive_loss", "p", 0.5, ValueError, "expected a finite number >= 1, got 0.5"),
+    ("contrastive_loss", "margin", math.nan, ValueError, "expected a finite number >= 0, got nan"),
+    ("contrastive_loss_backward", "grad", torch.ones(3), ValueError, r"expected shape \(\), got \(3,\)"),
 ]  # fmt: skip
 
 
@@ -139,6 +156,7 @@ LOSSES = {
     },
     "bins": lambda x, y: multi_view(x, y, bins=4),
     "wasserstein": lambda x, y: multi_view(x, y, bins=4, distance="wasserstein"),
+    "pairs": lambda x, y: multi_view(x, y, bins=4, labels=torch.zeros(1, dtype=INT, device=x.device)),
     "points": lambda x, y: multi_view(x, y, views=torch.eye(3, device=x.device), slicing="points"),
     "sliced": lambda x, y: add_ops.sliced_wasserstein(x.flatten(2).mT, y.flatten(2).mT, torch.eye(3, device=x.device)),
     "weighted": weighted,
@@ -152,7 +170,7 @@ def multi_view(x, y, **options):
 
 
 INTERPRETED = "triton" if not torch.cuda.is_available() else None
-SAME_KERNELS = ("wasserstein", "points", "weighted")  # as "bins" and "sliced": Triton's interpreter is slow
+SAME_KERNELS = ("pairs", "wasserstein", "points", "weighted")  # as "bins" and "sliced": Triton's interpreter is slow
 CASES = [
     (backend, loss)
     for backend, status in add_ops.backends().items()

@@ -1,4 +1,4 @@
-"""Calls the C++ kernels of ``csrc/spectral_distance.cpp``."""
+"""Calls the C++ kernels of ``csrc/spectral_distance.cpp`` and ``csrc/attention_sum.cpp``."""
 
 from __future__ import annotations
 
@@ -76,6 +76,13 @@ def spectral_distance_backward(
     return out if result is out else out.copy_(result)
 
 
+def attention_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
+    distance, most = distance.contiguous(), reference.largest_sum(distance, per_sample)
+    loss, slope = distance.new_empty(distance.shape[0]), torch.empty_like(distance)
+    kernels.attention_sum(view(distance), gamma, scale, most, view(loss), view(slope), threads(distance.numel()))
+    return loss if per_sample else loss.sum(), slope
+
+
 @lru_cache(maxsize=4096)
 def _no_transform(height: int, width: int) -> str | None:
     if height * width > MOST_PIXELS:
@@ -99,3 +106,4 @@ def _unsupported(*args: Any) -> str | None:
 
 _dispatch.implement("spectral_distance", "cpp", spectral_distance, _unsupported)
 _dispatch.implement("spectral_distance_backward", "cpp", spectral_distance_backward, _unsupported)
+_dispatch.implement("attention_sum", "cpp", attention_sum, not_on_cpu)

@@ -1,4 +1,4 @@
-"""The operator ``add_ops::spectral_distance``, and the attention map and loss that stand on its small output."""
+"""The operators ``spectral_distance`` and ``attention_sum``, of which the frequency attention loss is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import accumulation, floating, number, one_of, same_device, shaped
+from .._checks import accumulation, floating, number, one_of, operand, same_device, shaped
 from .._module import FunctionModule
 from . import reference
 
@@ -72,6 +72,36 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _dispatch.differentiate("spectral_distance", _backward, _setup_context)
 
 
+def _fake_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
+    return distance.new_empty(distance.shape[: 1 if per_sample else 0]), distance.new_empty(distance.shape)
+
+
+def _check_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> None:
+    operand("distance", distance, "B H W", (torch.float32, torch.float64))
+    number("gamma", gamma)
+    number("scale", scale, at_least=0)
+
+
+_dispatch.define(
+    "attention_sum(Tensor distance, float gamma, float scale, bool per_sample) -> (Tensor loss, Tensor slope)",
+    reference.attention_sum,
+    _fake_sum,
+    _check_sum,
+)
+
+
+def _setup_sum_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _sum_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return grad.view(-1, 1, 1) * ctx.saved_tensors[0], None, None, None
+
+
+_dispatch.differentiate("attention_sum", _sum_backward, _setup_sum_context)
+
+
 def spectral_distance(
     student: Tensor, teacher: Tensor, *, distance: str = "l2", sigma: float = 1.0, norm: str = "forward"
 ) -> Tensor:
@@ -109,12 +139,6 @@ def _check_public(student: Tensor, teacher: Tensor, distance: str, sigma: float,
     one_of("norm", norm, NORMS)
 
 
-def _attention(mean_distance: Tensor, gamma: float) -> Tensor:
-    # exp stays finite up to 88 in float32 and 709 in float64.
-    limit = 80.0 if mean_distance.dtype == torch.float32 else 700.0
-    return (gamma * mean_distance.detach()).clamp(max=limit).exp()
-
-
 def frequency_attention_map(
     student: Tensor,
     teacher: Tensor,
@@ -141,7 +165,7 @@ def frequency_attention_map(
     number("gamma", gamma)
     _check_public(student, teacher, distance, sigma, norm)
     arguments = student.detach(), teacher.detach(), distance, sigma, norm
-    return _attention(_dispatch.call("spectral_distance", *arguments), gamma)
+    return reference.attention(_dispatch.call("spectral_distance", *arguments), gamma)
 
 
 def frequency_attention_loss(
@@ -174,12 +198,11 @@ def frequency_attention_loss(
     one_of("reduction", reduction, REDUCTIONS)
     number("gamma", gamma)
     _check_public(student, teacher, distance, sigma, norm)
-    samples = 1 if reduction == "none" else max(len(student), 1)
-    scale = (1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]) / samples
+    per_sample = reduction == "none"
+    scale = 1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]
+    scale = scale / (1 if per_sample else max(len(student), 1))
     mean_distance = _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
-    per_sample = (_attention(mean_distance, gamma) * mean_distance).sum((1, 2)) * scale
-    per_sample = per_sample.clamp(max=torch.finfo(per_sample.dtype).max / 2 / samples)  # so that their sum is finite
-    return per_sample if reduction == "none" else per_sample.sum()
+    return _dispatch.call("attention_sum", mean_distance, float(gamma), scale, per_sample)[0]
 
 
 class FrequencyAttentionLoss(FunctionModule):

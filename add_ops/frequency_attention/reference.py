@@ -84,3 +84,26 @@ def spectral_distance_backward(
             gradient /= sigma
             gradient *= grad * torch.exp(-_power(gradient) / 2) / sigma
     return out.copy_(torch.fft.irfft2(gradient, s=student.shape[2:], norm=ADJOINT_NORM[norm]))
+
+
+def attention(mean_distance: Tensor, gamma: float) -> Tensor:
+    """Of every frequency, ``exp(gamma · d)``, without gradient. The exponent is such that it stays finite."""
+    limit = 80.0 if mean_distance.dtype == torch.float32 else 700.0
+    return (mean_distance.detach() * gamma).clamp_(max=limit).exp_()
+
+
+def largest_sum(distance: Tensor, per_sample: bool) -> float:
+    """Of one sample, so that no sum leaves the range of the dtype."""
+    return torch.finfo(distance.dtype).max / 2 / (1 if per_sample else max(len(distance), 1))
+
+
+def attention_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
+    """``Σ slope · d`` with ``slope = scale · exp(gamma · d)``, the derivative: (B, H, W) -> () or (B,), and (B, H, W).
+
+    The attention is constant in the derivative. The sum of a sample is :func:`largest_sum` at most, with slope 0 there.
+    """
+    slope, most = attention(distance, gamma).mul_(scale), largest_sum(distance, per_sample)
+    loss = (slope * distance).sum((1, 2))
+    slope.masked_fill_((loss > most)[:, None, None], 0)
+    loss.clamp_(max=most)
+    return loss if per_sample else loss.sum(), slope

@@ -244,3 +244,4 @@ def _unsupported(*args: Any) -> str | None:
 
 _dispatch.implement("spectral_distance", "triton", spectral_distance, _unsupported)
 _dispatch.implement("spectral_distance_backward", "triton", spectral_distance_backward, _unsupported)
+_dispatch.implement("attention_sum", "triton", reference.attention_sum, _triton.not_on_gpu)  # of few numbers

@@ -1,4 +1,4 @@
-"""Calls the C++ kernels of ``csrc/view_histogram.cpp``."""
+"""Calls the C++ kernels of ``csrc/view_histogram.cpp`` and ``csrc/contrastive_loss.cpp``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import _dispatch
 from .._checks import accumulation
 from .._cpp import kernels, not_on_cpu, threads, view
+from . import reference
 
 
 def view_histogram(features: Tensor, views: Tensor, bins: int, coordinates: str) -> tuple[Tensor, Tensor]:
@@ -32,6 +33,26 @@ def view_histogram_backward(
     return out
 
 
+def contrastive_loss(student: Tensor, teacher: Tensor, labels: Tensor, p: float, *weights: float) -> Tensor:
+    if p not in (1, 2):
+        return reference.contrastive_loss(student, teacher, labels, p, *weights)
+    out, workers = student.new_empty(()), threads(student.shape[0] * student.numel())
+    rows = view(student.contiguous()), view(teacher.contiguous()), view(labels.long().contiguous())
+    kernels.contrastive_loss(*rows, p, *weights, view(out), workers)
+    return out
+
+
+def contrastive_loss_backward(
+    grad: Tensor, student: Tensor, teacher: Tensor, labels: Tensor, p: float, *weights: float
+) -> Tensor:
+    if p not in (1, 2):
+        return reference.contrastive_loss_backward(grad, student, teacher, labels, p, *weights)
+    out, workers = student.new_empty(student.shape), threads(student.shape[0] * student.numel())
+    rows = view(student.contiguous()), view(teacher.contiguous()), view(labels.long().contiguous())
+    kernels.contrastive_loss_backward(view(grad), *rows, p, *weights, view(out), workers)
+    return out
+
+
 def _unsupported(features: Tensor, views: Tensor, bins: int, coordinates: str) -> str | None:
     most = 2**20
     return not_on_cpu(features, views) or (f"it takes at most {most} bins, not {bins}" if bins > most else None)
@@ -43,5 +64,7 @@ def _unsupported_backward(
     return _unsupported(features, views, attention.shape[2], coordinates)
 
 
+_dispatch.implement("contrastive_loss", "cpp", contrastive_loss, not_on_cpu)
+_dispatch.implement("contrastive_loss_backward", "cpp", contrastive_loss_backward, not_on_cpu)
 _dispatch.implement("view_histogram", "cpp", view_histogram, _unsupported)
 _dispatch.implement("view_histogram_backward", "cpp", view_histogram_backward, _unsupported_backward)

@@ -1,15 +1,79 @@
-"""What the multi-view loss makes of the slices of student and teacher: distances of rows, of a sample or of any two."""
+"""What the multi-view loss makes of the slices of student and teacher: distances of rows, of a sample or of any two.
+
+The operator ``add_ops::contrastive_loss`` is the loss of all pairs, without holding a number for each.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _dispatch
+from .._checks import number, operand, shaped
 from ..sliced_wasserstein.reference import power
+from . import reference
+
+VALUES = (torch.float32, torch.float64)
+LABELS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _fake(student: Tensor, *rest: Any) -> Tensor:
+    return student.new_empty(())
+
+
+def _fake_backward(grad: Tensor, student: Tensor, *rest: Any) -> Tensor:
+    return student.new_empty(student.shape)
+
+
+def _check(
+    student: Tensor, teacher: Tensor, labels: Tensor, p: float, attract: float, contrast: float, margin: float
+) -> None:
+    operand("student", student, "B K M", VALUES)
+    shaped("teacher", teacher, student.shape, (student.dtype,))
+    shaped("labels", labels, student.shape[:1], LABELS)
+    number("p", p, at_least=1)
+    number("attract", attract, at_least=0)
+    number("contrast", contrast, at_least=0)
+    number("margin", margin, at_least=0)
+
+
+def _check_backward(grad: Tensor, student: Tensor, *rest: Any) -> None:
+    _check(student, *rest)
+    shaped("grad", grad, (), (student.dtype,))
+
+
+_PAIRS = "Tensor student, Tensor teacher, Tensor labels, float p, float attract, float contrast, float margin"
+_dispatch.define(f"contrastive_loss({_PAIRS}) -> Tensor", reference.contrastive_loss, _fake, _check)
+_dispatch.define(
+    f"contrastive_loss_backward(Tensor grad, {_PAIRS}) -> Tensor",
+    reference.contrastive_loss_backward,
+    _fake_backward,
+    _check_backward,
+)
+_dispatch.refuse_double_backward("contrastive_loss_backward")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    student, teacher, labels, *ctx.options = inputs
+    ctx.save_for_backward(student, teacher, labels)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    student, teacher, labels = ctx.saved_tensors
+    needs_student, needs_teacher = ctx.needs_input_grad[:2]
+    name, rest = "contrastive_loss_backward", (labels, *ctx.options)
+    grad_student = _dispatch.call(name, grad, student, teacher, *rest) if needs_student else None
+    grad_teacher = _dispatch.call(name, grad, teacher, student, *rest) if needs_teacher else None
+    return grad_student, grad_teacher, None, None, None, None, None
+
+
+_dispatch.differentiate("contrastive_loss", _backward, _setup_context)
 
 
 def _binned_wasserstein(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Exact ``W_p^p`` between histograms on a line of length 1: two (..., M) -> (...).
+    """Exact ``W_p^p`` between histograms on a line of length 1: two (..., M), broadcast -> (...).
 
     The integral over q of |quantile_x(q) - quantile_y(q)|^p, a sum over the merged levels of both cumulative sums.
     """
@@ -17,6 +81,7 @@ def _binned_wasserstein(x: Tensor, y: Tensor, p: float) -> Tensor:
     cumulative_x, cumulative_y = x.cumsum(-1), y.cumsum(-1)
     if p == 1:
         return (cumulative_x - cumulative_y)[..., :-1].abs().sum(-1) / bins
+    cumulative_x, cumulative_y = torch.broadcast_tensors(cumulative_x, cumulative_y)
     levels = torch.cat([cumulative_x, cumulative_y], -1).sort(-1).values
     quantile_x, quantile_y = (
         torch.searchsorted(cumulative.detach().contiguous(), levels.detach()).clamp(max=bins - 1)
@@ -31,23 +96,6 @@ def matching(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
     return _binned_wasserstein(x, y, p) if distance == "wasserstein" else power(x - y, p).sum(-1)
 
 
-def _every(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
-    """Distance of every row of x to every row of y, per view: two (B, K, M) -> (K, B, B)."""
-    x, y = x.transpose(0, 1), y.transpose(0, 1)
-    if distance == "wasserstein" and p != 1:
-        batch = x.shape[1]
-        x, y = x[:, :, None].expand(-1, -1, batch, -1), y[:, None].expand(-1, batch, -1, -1)
-        return _binned_wasserstein(x, y, p)
-    scale = 1 / x.shape[-1]
-    if distance == "wasserstein":
-        x, y = x.cumsum(-1)[..., :-1], y.cumsum(-1)[..., :-1]
-    # The mm form of cdist loses the small distances that the margin is about.
-    exact = "donot_use_mm_for_euclid_dist"
-    lengths = torch.cdist(x.contiguous(), y.contiguous(), p=float(p), compute_mode=exact)
-    powers = lengths if p == 1 else lengths.square() if p == 2 else lengths.pow(p)
-    return powers * scale if distance == "wasserstein" else powers
-
-
 def all_pairs(
     student: Tensor,
     teacher: Tensor,
@@ -58,17 +106,16 @@ def all_pairs(
     contrast: float,
     margin: float,
 ) -> Tensor:
-    """``attract · Σ_bk D(s_bk, t_bk) + contrast · (con(s, t) + con(t, s))``, the latter averaged over the views.
-
-    A sum over all pairs of samples: (i, i) are those of the first term. D is symmetric, so that both directions of the
-    contrast are the same sum: equal labels attract, others repel up to the margin, each by the mean of its pairs.
-    """
-    every = _every(student, teacher, p, distance)
-    same = labels[:, None] == labels
-    equal = same.sum(dtype=every.dtype)
-    weights = (2 * contrast / len(every)) / torch.where(same, equal, same.numel() - equal)
-    weights.diagonal().add_(attract)
-    return (torch.where(same, every, (margin - every).clamp(min=0)) * weights).sum()
+    """``attract · Σ_bk D(s_bk, t_bk) + contrast · (con(s, t) + con(t, s))``, the latter averaged over the views."""
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    x, y, scale = student.to(dtype), teacher.to(dtype), 1.0
+    if distance == "wasserstein" and p != 1:
+        every = _binned_wasserstein(x.transpose(0, 1)[:, :, None], y.transpose(0, 1)[:, None], p)
+        return reference.reduce_pairs(every, labels, attract, contrast, margin)
+    if distance == "wasserstein":
+        x, y, scale = x.cumsum(-1)[..., :-1], y.cumsum(-1)[..., :-1], 1 / x.shape[-1]
+    weights = scale * attract, scale * contrast, margin / scale
+    return _dispatch.call("contrastive_loss", x, y, labels, float(p), *weights)
 
 
 def draw(mask: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -74,3 +74,56 @@ def view_histogram_backward(
     scale = torch.where(energy > 0, 2 / energy, 0)[:, None, None, None]
     gradient = (features * scale).to(attention.dtype) * total.reshape(features.shape)
     return torch.empty_like(features).copy_(gradient)
+
+
+def _lengths(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """Of the differences of all pairs of rows, in the norm p: two (K, B, M) -> (K, B, B)."""
+    # The mm form of cdist loses the small distances that the margin is about.
+    return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _pair_weights(labels: Tensor, every: Tensor, attract: float, contrast: float) -> tuple[Tensor, Tensor]:
+    """Which pairs have equal labels, and the weights of all in the sum: two (B, B)."""
+    same = labels[:, None] == labels
+    equal = same.sum(dtype=every.dtype)
+    weights = (2 * contrast / len(every)) / torch.where(same, equal, same.numel() - equal)
+    weights.diagonal().add_(attract)
+    return same, weights
+
+
+def reduce_pairs(every: Tensor, labels: Tensor, attract: float, contrast: float, margin: float) -> Tensor:
+    """The contrastive loss of the distances of all pairs, per view: (K, B, B) and (B,) -> ().
+
+    A sum over all pairs of samples: (i, i) are those that attract. D is symmetric, so that both directions of the
+    contrast are the same sum: equal labels attract, others repel up to the margin, each by the mean of its pairs.
+    """
+    same, weights = _pair_weights(labels, every, attract, contrast)
+    return (torch.where(same, every, (margin - every).clamp(min=0)) * weights).sum()
+
+
+def contrastive_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, p: float, attract: float, contrast: float, margin: float
+) -> Tensor:
+    """:func:`reduce_pairs` of the distances ``D = Σ_m |s_m - t_m|^p`` of rows, two (B, K, M) -> ()."""
+    lengths = _lengths(*(x.transpose(0, 1).contiguous() for x in (student, teacher)), p)
+    every = lengths if p == 1 else lengths.square() if p == 2 else lengths.pow(p)
+    return reduce_pairs(every, labels, attract, contrast, margin)
+
+
+def contrastive_loss_backward(
+    grad: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    p: float,
+    attract: float,
+    contrast: float,
+    margin: float,
+) -> Tensor:
+    """Gradient for ``student``, (B, K, M); for ``teacher``, swap the two: the distances are symmetric."""
+    x, y = (x.transpose(0, 1).contiguous() for x in (student, teacher))
+    lengths = _lengths(x, y, p)
+    same, weights = _pair_weights(labels, lengths, attract, contrast)
+    slope = torch.where(same, weights, torch.where(lengths.pow(p) > margin, 0, -weights))
+    slope = grad * slope * p * lengths.pow(p - 1)
+    return torch.ops.aten._cdist_backward(slope, x, y, p, lengths).transpose(0, 1).contiguous()

@@ -386,3 +386,5 @@ def _unsupported_backward(
 
 _dispatch.implement("view_histogram", "triton", view_histogram, _unsupported)
 _dispatch.implement("view_histogram_backward", "triton", view_histogram_backward, _unsupported_backward)
+for _name in ("contrastive_loss", "contrastive_loss_backward"):  # a small part of the work, and torch has it on the GPU
+    _dispatch.implement(_name, "triton", getattr(reference, _name), _triton.not_on_gpu)

@@ -1,0 +1,172 @@
+// contrastive_loss: the distances of all pairs of rows of a batch, view by view, summed as their labels say.
+#include "contrastive_loss.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "arrays.h"
+#include "parallel.h"
+
+namespace add_ops {
+namespace {
+
+struct alignas(kLineBytes) Line {
+  char bytes[kLineBytes];
+};
+
+struct Problem {
+  bool wide, squared;
+  int64_t batch, views, length;
+  const char *student, *teacher;
+  const int64_t* labels;
+  double attract, contrast, margin;
+
+  int64_t row_bytes() const { return length * (wide ? 8 : 4); }
+  int64_t padded_bytes() const { return (row_bytes() + kLineBytes - 1) / kLineBytes * kLineBytes; }
+  int64_t items() const { return (batch + kItemRows - 1) / kItemRows; }  // of a view
+  bool padded() const { return padded_bytes() != row_bytes(); }
+};
+
+// The rows (batch, views, length) of an array where they are, or in memory of its own for rows that end in whole lines.
+template <typename Byte>
+struct Rows {
+  std::unique_ptr<Line[]> own;
+  Byte* data;
+  int64_t view_step, stride;  // in bytes
+
+  Rows(const Problem& p, Byte* values)
+      : own(p.padded() ? new Line[p.batch * p.views * p.padded_bytes() / kLineBytes] : nullptr),
+        data(own ? reinterpret_cast<char*>(own.get()) : values),
+        view_step(own ? p.batch * p.padded_bytes() : p.row_bytes()),
+        stride(own ? p.padded_bytes() : p.views * p.row_bytes()) {}
+
+  Byte* row(int64_t view, int64_t sample) const { return data + view * view_step + sample * stride; }
+};
+
+Rows<const char> read(const Problem& p, const char* values, int threads) {
+  Rows<const char> rows(p, values);
+  if (!p.padded()) return rows;
+  parallel_for(p.views, threads, [&](int64_t k, int) {
+    for (int64_t b = 0; b < p.batch; ++b) {
+      char* to = const_cast<char*>(rows.row(k, b));
+      std::memcpy(to, values + (b * p.views + k) * p.row_bytes(), static_cast<size_t>(p.row_bytes()));
+      std::memset(to + p.row_bytes(), 0, static_cast<size_t>(p.padded_bytes() - p.row_bytes()));
+    }
+  });
+  return rows;
+}
+
+// Calls body(pairs of the view, view, first row, last row, item) for all student rows of all views.
+template <typename Body>
+void for_rows(const Problem& p, double factor, int threads, const Body& body) {
+  const Rows<const char> student = read(p, p.student, threads), teacher = read(p, p.teacher, threads);
+  double equal = 0;
+  for (int64_t i = 0; i < p.batch; ++i) equal += std::count(p.labels, p.labels + p.batch, p.labels[i]);
+  const double all = static_cast<double>(p.batch * p.batch), each = 2 * factor * p.contrast / p.views;
+  const int item_size = p.wide ? 8 : 4;
+  parallel_for(p.views * p.items(), threads, [&](int64_t item, int) {
+    const int64_t k = item / p.items(), first = item % p.items() * kItemRows;
+    const Pairs pairs{p.wide,
+                      p.squared,
+                      p.batch,
+                      p.padded_bytes() / item_size,
+                      student.stride / item_size,
+                      student.row(k, 0),
+                      teacher.row(k, 0),
+                      p.labels,
+                      factor * p.attract + each / equal,
+                      each / equal,
+                      all > equal ? each / (all - equal) : 0,
+                      p.margin};
+    body(pairs, k, first, std::min(first + kItemRows, p.batch), item);
+  });
+}
+
+Problem read_problem(const py::array& student, const py::array& teacher, const py::array& labels, double p,
+                     double attract, double contrast, double margin) {
+  require_dtype(student, "student", {Dtype::float32, Dtype::float64}, "float32 or float64");
+  require_shape(student, "student", {-1, -1, -1});
+  require_contiguous(student, "student");
+  if (dtype_of(teacher) != dtype_of(student)) throw py::type_error("teacher: expected the dtype of the student");
+  require_shape(teacher, "teacher", {student.shape(0), student.shape(1), student.shape(2)});
+  require_contiguous(teacher, "teacher");
+  require_dtype(labels, "labels", {Dtype::int64}, "int64");
+  require_shape(labels, "labels", {student.shape(0)});
+  require_contiguous(labels, "labels");
+  if (p != 1 && p != 2) throw py::value_error("p: expected 1 or 2, got " + std::to_string(p));
+  return {dtype_of(student) == Dtype::float64,
+          p == 2,
+          student.shape(0),
+          student.shape(1),
+          student.shape(2),
+          static_cast<const char*>(student.data()),
+          static_cast<const char*>(teacher.data()),
+          static_cast<const int64_t*>(labels.data()),
+          attract,
+          contrast,
+          margin};
+}
+
+void require_scalar(const py::array& array, const py::array& model, const char* name) {
+  if (dtype_of(array) != dtype_of(model))
+    throw py::type_error(std::string(name) + ": expected the dtype of the student");
+  require_shape(array, name, {});
+  require_aligned(array, name);
+}
+
+void forward(const py::array& student, const py::array& teacher, const py::array& labels, double p, double attract,
+             double contrast, double margin, py::array out, int threads) {
+  const Problem problem = read_problem(student, teacher, labels, p, attract, contrast, margin);
+  require_scalar(out, student, "out");
+  void* to = out.mutable_data();
+  const py::gil_scoped_release release;
+  std::vector<double> sums(problem.views * problem.items());
+  const auto rows = ADD_OPS_KERNEL(contrastive_rows);
+  for_rows(problem, 1, threads, [&](const Pairs& pairs, int64_t, int64_t first, int64_t last, int64_t item) {
+    sums[item] = rows(pairs, first, last);
+  });
+  double sum = 0;
+  for (double of_item : sums) sum += of_item;
+  if (problem.wide)
+    *static_cast<double*>(to) = sum;
+  else
+    *static_cast<float*>(to) = static_cast<float>(sum);
+}
+
+void backward(const py::array& grad, const py::array& student, const py::array& teacher, const py::array& labels,
+              double p, double attract, double contrast, double margin, py::array out, int threads) {
+  const Problem problem = read_problem(student, teacher, labels, p, attract, contrast, margin);
+  require_scalar(grad, student, "grad");
+  if (dtype_of(out) != dtype_of(student)) throw py::type_error("out: expected the dtype of the student");
+  require_shape(out, "out", {student.shape(0), student.shape(1), student.shape(2)});
+  require_contiguous(out, "out");
+  const double factor =
+      problem.wide ? *static_cast<const double*>(grad.data()) : *static_cast<const float*>(grad.data());
+  char* to = static_cast<char*>(out.mutable_data());
+  const py::gil_scoped_release release;
+  const auto rows = ADD_OPS_KERNEL(contrastive_rows_backward);
+  const Rows<char> gradient(problem, to);
+  for_rows(problem, factor, threads, [&](const Pairs& pairs, int64_t k, int64_t first, int64_t last, int64_t) {
+    for (int64_t b = first; b < last; ++b)
+      std::memset(gradient.row(k, b), 0, static_cast<size_t>(problem.padded_bytes()));
+    rows(pairs, first, last, gradient.row(k, 0));
+    for (int64_t b = first; b < last && problem.padded(); ++b)
+      std::memcpy(to + (b * problem.views + k) * problem.row_bytes(), gradient.row(k, b),
+                  static_cast<size_t>(problem.row_bytes()));
+  });
+}
+
+}  // namespace
+
+void bind_contrastive_loss(py::module_& m) {
+  m.def("contrastive_loss", &forward, py::arg("student"), py::arg("teacher"), py::arg("labels"), py::arg("p"),
+        py::arg("attract"), py::arg("contrast"), py::arg("margin"), py::arg("out"), py::arg("threads"),
+        "out () = the loss of all pairs of student and teacher (B, K, M) with labels (B,); p is 1 or 2.");
+  m.def("contrastive_loss_backward", &backward, py::arg("grad"), py::arg("student"), py::arg("teacher"),
+        py::arg("labels"), py::arg("p"), py::arg("attract"), py::arg("contrast"), py::arg("margin"), py::arg("out"),
+        py::arg("threads"), "out (B, K, M) = gradient of the student for grad ().");
+}
+
+}  // namespace add_ops
