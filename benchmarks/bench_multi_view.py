@@ -11,7 +11,7 @@ import add_ops
 
 from . import plain, released
 from .bench_frequency_attention import BASE, GROWTH, feature_pair
-from .entry import MAPS, STAGES, Entry, Maps, itemsize
+from .entry import MAPS, SLICES, STAGES, Entry, Maps, Slices, itemsize
 
 
 def _features(shape: Maps, device: torch.device) -> tuple[Tensor]:
@@ -31,6 +31,16 @@ def _loss(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor]
     return function(*inputs, views=add_ops.sample_views(shape.views, device=inputs[0].device))
 
 
+def _slices(shape: Slices, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    labels = torch.arange(shape.batch, device=device) % 2
+    return shape.random(device).requires_grad_(), shape.random(device), labels
+
+
+def _contrastive_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    attract = 100 / (student.shape[0] * student.shape[1])
+    return torch.ops.add_ops.contrastive_loss(student, teacher, labels, 2.0, attract, 50.0, 0.012)
+
+
 ENTRIES = (
     Entry(
         name="view_histogram",
@@ -44,6 +54,17 @@ ENTRIES = (
         quick=STAGES[2:],
         compiled=(STAGES[0], STAGES[2]),
         growth={**GROWTH, "views": tuple(BASE._replace(views=count) for count in (4, 12, 36))},
+    ),
+    Entry(
+        name="contrastive_loss",
+        ours=_contrastive_loss,
+        plain=plain.contrastive_loss,
+        released=None,
+        call=lambda function, inputs, shape: function(*inputs),
+        inputs=_slices,
+        floor=lambda shape: 5 * itemsize(shape) * shape.elements,  # read both forward and backward, write the gradient
+        shapes=SLICES,
+        quick=SLICES[2:3],
     ),
     Entry(
         name="multi_view_loss",

@@ -65,7 +65,28 @@ class Points(NamedTuple):
         return torch.randn(self[:3], device=device, dtype=getattr(torch, self.dtype))
 
 
-Shape = Maps | Points
+class Slices(NamedTuple):
+    """Attention vectors (B, K, M)."""
+
+    batch: int
+    bins: int
+    views: int = 12
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return f"M {self.bins}"
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.views * self.bins
+
+    def random(self, device: torch.device) -> Tensor:
+        """(B, K, M), each row of sum 1."""
+        mass = torch.rand(self.batch, self.views, self.bins, device=device, dtype=getattr(torch, self.dtype))
+        return mass / mass.sum(2, keepdim=True)
+
+
+Shape = Maps | Points | Slices
 
 
 def itemsize(shape: Shape) -> int:
@@ -83,6 +104,7 @@ def variants(shape: Shape) -> list[Shape]:
 STAGES = tuple(Maps(16, 256 << stage, 32 >> stage, 32 >> stage) for stage in range(4))
 LARGER_STAGES = tuple(Maps(16, 256 << stage, 56 >> stage, 56 >> stage) for stage in range(4))
 MAPS = (*STAGES, Maps(16, 728, 8, 8), Maps(16, 256, 31, 31), *LARGER_STAGES)
+SLICES = tuple(Slices(16, stage.channels // 2) for stage in STAGES)
 POINTS = tuple(Points(16, n, dim) for dim in (64, 256) for n in (64, 256, 1024, 3136))
 
 

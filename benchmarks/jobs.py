@@ -47,7 +47,7 @@ def batched(shape: Shape, device: torch.device) -> Shape:
     """With the batch of the device; in a rehearsal far smaller."""
     if not REHEARSAL:
         return shape._replace(batch=BATCH[device.type])
-    small = {"channels": 6, "height": 5, "width": 4, "views": 2, "points": 20, "dim": 6, "projections": 3}
+    small = {"channels": 6, "height": 5, "width": 4, "views": 2, "bins": 3, "points": 20, "dim": 6, "projections": 3}
     sizes = {key: min(getattr(shape, key), most) for key, most in small.items() if key in shape._fields}
     return shape._replace(batch=2, **sizes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .plain import attention_loss
+from .plain import contrastive_loss
 
 
 def _distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -55,4 +55,4 @@ def view_histogram(features: Tensor, views: Tensor, bins: int) -> Tensor:
 def multi_view_loss(student: Tensor, teacher: Tensor, labels: Tensor, views: Tensor) -> Tensor:
     """Two (B, C, H, W), (B,) labels, (K, 3) views -> scalar; all pairs, where the authors draw some."""
     bins = max(student.shape[1] // 2, 1)
-    return attention_loss(view_histogram(student, views, bins), view_histogram(teacher, views, bins), labels)
+    return contrastive_loss(view_histogram(student, views, bins), view_histogram(teacher, views, bins), labels)

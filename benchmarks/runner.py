@@ -20,7 +20,7 @@ from add_ops._output import outliving_readers
 
 from . import environment, tables
 from .bars import bars
-from .entry import POINTS, REHEARSAL, STAGES, Shape, compiled_backend
+from .entry import POINTS, REHEARSAL, SLICES, STAGES, Shape, compiled_backend
 from .isolation import apart
 from .jobs import BATCH, contenders, do, parts
 from .measure import Row, copy_bandwidth, measure
@@ -31,11 +31,13 @@ GATE: dict[str, dict[str, dict[Shape, float]]] = {
     "AVX512": {
         "spectral_distance": {STAGES[0]: 2.0, STAGES[1]: 1.9},
         "view_histogram": {STAGES[0]: 4.0, STAGES[1]: 3.0},
+        "contrastive_loss": {SLICES[3]: 2.0, SLICES[1]._replace(batch=64): 2.2},
         "project_and_sort": {POINTS[2]: 2.6, POINTS[3]: 3.0},
     },
     "AVX2": {
         "spectral_distance": {STAGES[0]: 1.8, STAGES[1]: 1.8},
         "view_histogram": {STAGES[0]: 3.1, STAGES[1]: 2.8},
+        "contrastive_loss": {SLICES[3]: 1.4, SLICES[1]._replace(batch=64): 1.8},
         "project_and_sort": {POINTS[2]: 1.5, POINTS[3]: 1.7},
     },
 }
