@@ -29,10 +29,10 @@ from .suite import ENTRIES, PRIMITIVES
 RESULTS = Path(__file__).parent / "results"
 GATE: dict[str, dict[str, dict[Shape, float]]] = {
     "AVX512": {
-        "spectral_distance": {STAGES[0]: 2.0, STAGES[1]: 1.9},
-        "view_histogram": {STAGES[0]: 4.0, STAGES[1]: 3.0},
-        "contrastive_loss": {SLICES[3]: 2.0, SLICES[1]._replace(batch=64): 2.2},
-        "project_and_sort": {POINTS[2]: 2.6, POINTS[3]: 3.0},
+        "spectral_distance": {STAGES[0]: 2.4, STAGES[1]: 2.5},
+        "view_histogram": {STAGES[0]: 4.6, STAGES[1]: 3.6},
+        "contrastive_loss": {SLICES[3]: 2.4, SLICES[1]._replace(batch=64): 2.5},
+        "project_and_sort": {POINTS[2]: 2.7, POINTS[3]: 3.1},
     },
     "AVX2": {
         "spectral_distance": {STAGES[0]: 1.8, STAGES[1]: 1.8},
@@ -41,8 +41,8 @@ GATE: dict[str, dict[str, dict[Shape, float]]] = {
         "project_and_sort": {POINTS[2]: 1.5, POINTS[3]: 1.7},
     },
 }
-"""How many times faster than "plain" a kernel is at least, by PyTorch's vector code: between half and all of what it
-gave on the slowest machine, so that one that became twice as slow is noticed there."""
+"""How many times faster than "plain" a kernel is at least, by PyTorch's vector code: less than on the slowest machine,
+more than half of what the fastest gave, so that a kernel that became twice as slow is noticed on all that were seen."""
 OTHER_CPUS, ATTEMPTS = 0.6, 4
 """The share of AVX2's floors that other processors have; and how often a red figure is measured."""
 
