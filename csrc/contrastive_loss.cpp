@@ -30,27 +30,26 @@ struct Problem {
 };
 
 // The rows (batch, views, length) of an array where they are, or in memory of its own for rows that end in whole lines.
-template <typename Byte>
 struct Rows {
   std::unique_ptr<Line[]> own;
-  Byte* data;
+  char* data;
   int64_t view_step, stride;  // in bytes
 
-  Rows(const Problem& p, Byte* values)
+  Rows(const Problem& p, const char* values)
       : own(p.padded() ? new Line[p.batch * p.views * p.padded_bytes() / kLineBytes] : nullptr),
-        data(own ? reinterpret_cast<char*>(own.get()) : values),
+        data(own ? own[0].bytes : const_cast<char*>(values)),
         view_step(own ? p.batch * p.padded_bytes() : p.row_bytes()),
         stride(own ? p.padded_bytes() : p.views * p.row_bytes()) {}
 
-  Byte* row(int64_t view, int64_t sample) const { return data + view * view_step + sample * stride; }
+  char* row(int64_t view, int64_t sample) const { return data + view * view_step + sample * stride; }
 };
 
-Rows<const char> read(const Problem& p, const char* values, int threads) {
-  Rows<const char> rows(p, values);
+Rows read(const Problem& p, const char* values, int threads) {
+  Rows rows(p, values);
   if (!p.padded()) return rows;
   parallel_for(p.views, threads, [&](int64_t k, int) {
     for (int64_t b = 0; b < p.batch; ++b) {
-      char* to = const_cast<char*>(rows.row(k, b));
+      char* to = rows.row(k, b);
       std::memcpy(to, values + (b * p.views + k) * p.row_bytes(), static_cast<size_t>(p.row_bytes()));
       std::memset(to + p.row_bytes(), 0, static_cast<size_t>(p.padded_bytes() - p.row_bytes()));
     }
@@ -61,7 +60,7 @@ Rows<const char> read(const Problem& p, const char* values, int threads) {
 // Calls body(pairs of the view, view, first row, last row, item) for all student rows of all views.
 template <typename Body>
 void for_rows(const Problem& p, double factor, int threads, const Body& body) {
-  const Rows<const char> student = read(p, p.student, threads), teacher = read(p, p.teacher, threads);
+  const Rows student = read(p, p.student, threads), teacher = read(p, p.teacher, threads);
   double equal = 0;
   for (int64_t i = 0; i < p.batch; ++i) equal += std::count(p.labels, p.labels + p.batch, p.labels[i]);
   const double all = static_cast<double>(p.batch * p.batch), each = 2 * factor * p.contrast / p.views;
@@ -147,7 +146,7 @@ void backward(const py::array& grad, const py::array& student, const py::array& 
   char* to = static_cast<char*>(out.mutable_data());
   const py::gil_scoped_release release;
   const auto rows = ADD_OPS_KERNEL(contrastive_rows_backward);
-  const Rows<char> gradient(problem, to);
+  const Rows gradient(problem, to);
   for_rows(problem, factor, threads, [&](const Pairs& pairs, int64_t k, int64_t first, int64_t last, int64_t) {
     for (int64_t b = first; b < last; ++b)
       std::memset(gradient.row(k, b), 0, static_cast<size_t>(problem.padded_bytes()));
