@@ -164,6 +164,10 @@ def test_contrastive_loss(capability, p, dtype, monkeypatch):
         finally:
             torch.set_num_threads(before)
         assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
+    student[1, 0, 3] = math.nan  # then nothing is known of the row, and a scaler of gradients has to see that
+    value = loss(x := student.clone().requires_grad_())
+    unknown = torch.autograd.grad(value, x)[0].isnan()
+    assert value.isnan() and unknown[1, 0].all() and unknown.sum() == shape[2]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, -2.5])
