@@ -17,14 +17,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
+import joblib
+
 from .interrupts import Stopped, end_with_parent
 
 T = TypeVar("T")
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity and by the quota of its container."""
+    return joblib.cpu_count()
 
 
 def side_by_side(
