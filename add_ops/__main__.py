@@ -33,7 +33,7 @@ def _self_test(device: str) -> dict[str, tuple[float, str, list[str]]]:
     ops, labels = torch.ops.add_ops, torch.tensor([0, 1])
     primitives = {
         "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher.to(x)),
-        "attention_sum": lambda x: ops.attention_sum(x[:, 0].square(), 0.5, 1.0, True)[0],
+        "attention_sum": lambda x: ops.attention_sum(x[:, 0].square(), 0.5, 6, "none")[0],
         "view_histogram": lambda x: add_ops.multi_view_attention(x, views.to(x.device), 4),
         "contrastive_loss": lambda x: ops.contrastive_loss(
             x.flatten(2), teacher.to(x).flatten(2), labels.to(x.device), 2.0, 1.0, 1.0, 150.0

@@ -23,7 +23,7 @@ def number(name: str, value: float, *, at_least: float | None = None, above: flo
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     bound = f" >= {at_least}" if at_least is not None else f" > {above}" if above is not None else ""
     if (
-        not math.isfinite(value)
+        not -math.inf < value < math.inf  # as math.isfinite, which torch.compile does not know of a symbolic number
         or (at_least is not None and value < at_least)
         or (above is not None and value <= above)
     ):

@@ -37,8 +37,7 @@ def _slices(shape: Slices, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 def _contrastive_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    attract = 100 / (student.shape[0] * student.shape[1])
-    return torch.ops.add_ops.contrastive_loss(student, teacher, labels, 2.0, attract, 50.0, 0.012)
+    return torch.ops.add_ops.contrastive_loss(student, teacher, labels, 2.0, 100.0, 50.0, 0.012)
 
 
 ENTRIES = (

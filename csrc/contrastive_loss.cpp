@@ -21,7 +21,7 @@ struct Problem {
   int64_t batch, views, length;
   const char *student, *teacher;
   const int64_t* labels;
-  double attract, contrast, margin;
+  double gamma, eta, margin;
 
   int64_t row_bytes() const { return length * (wide ? 8 : 4); }
   int64_t padded_bytes() const { return (row_bytes() + kLineBytes - 1) / kLineBytes * kLineBytes; }
@@ -31,21 +31,21 @@ struct Problem {
 
 // The rows (batch, views, length) of an array where they are, or in memory of its own for rows that end in whole lines.
 struct Rows {
-  std::unique_ptr<Line[]> own;
+  std::unique_ptr<Line[]> copy;
   char* data;
   int64_t view_step, stride;  // in bytes
 
-  Rows(const Problem& p, const char* values)
-      : own(p.padded() ? new Line[p.batch * p.views * p.padded_bytes() / kLineBytes] : nullptr),
-        data(own ? own[0].bytes : const_cast<char*>(values)),
-        view_step(own ? p.batch * p.padded_bytes() : p.row_bytes()),
-        stride(own ? p.padded_bytes() : p.views * p.row_bytes()) {}
+  Rows(const Problem& p, char* values)
+      : copy(p.padded() ? new Line[p.batch * p.views * p.padded_bytes() / kLineBytes] : nullptr),
+        data(copy ? copy[0].bytes : values),
+        view_step(copy ? p.batch * p.padded_bytes() : p.row_bytes()),
+        stride(copy ? p.padded_bytes() : p.views * p.row_bytes()) {}
 
   char* row(int64_t view, int64_t sample) const { return data + view * view_step + sample * stride; }
 };
 
 Rows read(const Problem& p, const char* values, int threads) {
-  Rows rows(p, values);
+  Rows rows(p, const_cast<char*>(values));
   if (!p.padded()) return rows;
   parallel_for(p.views, threads, [&](int64_t k, int) {
     for (int64_t b = 0; b < p.batch; ++b) {
@@ -63,7 +63,8 @@ void for_rows(const Problem& p, double factor, int threads, const Body& body) {
   const Rows student = read(p, p.student, threads), teacher = read(p, p.teacher, threads);
   double equal = 0;
   for (int64_t i = 0; i < p.batch; ++i) equal += std::count(p.labels, p.labels + p.batch, p.labels[i]);
-  const double all = static_cast<double>(p.batch * p.batch), each = 2 * factor * p.contrast / p.views;
+  const double all = static_cast<double>(p.batch * p.batch), views = static_cast<double>(p.views),
+               each = 2 * factor * p.eta / views;
   const int item_size = p.wide ? 8 : 4;
   parallel_for(p.views * p.items(), threads, [&](int64_t item, int) {
     const int64_t k = item / p.items(), first = item % p.items() * kItemRows;
@@ -75,7 +76,7 @@ void for_rows(const Problem& p, double factor, int threads, const Body& body) {
                       student.row(k, 0),
                       teacher.row(k, 0),
                       p.labels,
-                      factor * p.attract + each / equal,
+                      factor * p.gamma / (views * static_cast<double>(p.batch)) + each / equal,
                       each / equal,
                       all > equal ? each / (all - equal) : 0,
                       p.margin};
@@ -84,7 +85,7 @@ void for_rows(const Problem& p, double factor, int threads, const Body& body) {
 }
 
 Problem read_problem(const py::array& student, const py::array& teacher, const py::array& labels, double p,
-                     double attract, double contrast, double margin) {
+                     double gamma, double eta, double margin) {
   require_dtype(student, "student", {Dtype::float32, Dtype::float64}, "float32 or float64");
   require_shape(student, "student", {-1, -1, -1});
   require_contiguous(student, "student");
@@ -103,8 +104,8 @@ Problem read_problem(const py::array& student, const py::array& teacher, const p
           static_cast<const char*>(student.data()),
           static_cast<const char*>(teacher.data()),
           static_cast<const int64_t*>(labels.data()),
-          attract,
-          contrast,
+          gamma,
+          eta,
           margin};
 }
 
@@ -115,9 +116,9 @@ void require_scalar(const py::array& array, const py::array& model, const char* 
   require_aligned(array, name);
 }
 
-void forward(const py::array& student, const py::array& teacher, const py::array& labels, double p, double attract,
-             double contrast, double margin, py::array out, int threads) {
-  const Problem problem = read_problem(student, teacher, labels, p, attract, contrast, margin);
+void forward(const py::array& student, const py::array& teacher, const py::array& labels, double p, double gamma,
+             double eta, double margin, py::array out, int threads) {
+  const Problem problem = read_problem(student, teacher, labels, p, gamma, eta, margin);
   require_scalar(out, student, "out");
   void* to = out.mutable_data();
   const py::gil_scoped_release release;
@@ -135,8 +136,8 @@ void forward(const py::array& student, const py::array& teacher, const py::array
 }
 
 void backward(const py::array& grad, const py::array& student, const py::array& teacher, const py::array& labels,
-              double p, double attract, double contrast, double margin, py::array out, int threads) {
-  const Problem problem = read_problem(student, teacher, labels, p, attract, contrast, margin);
+              double p, double gamma, double eta, double margin, py::array out, int threads) {
+  const Problem problem = read_problem(student, teacher, labels, p, gamma, eta, margin);
   require_scalar(grad, student, "grad");
   if (dtype_of(out) != dtype_of(student)) throw py::type_error("out: expected the dtype of the student");
   require_shape(out, "out", {student.shape(0), student.shape(1), student.shape(2)});
@@ -161,10 +162,10 @@ void backward(const py::array& grad, const py::array& student, const py::array& 
 
 void bind_contrastive_loss(py::module_& m) {
   m.def("contrastive_loss", &forward, py::arg("student"), py::arg("teacher"), py::arg("labels"), py::arg("p"),
-        py::arg("attract"), py::arg("contrast"), py::arg("margin"), py::arg("out"), py::arg("threads"),
+        py::arg("gamma"), py::arg("eta"), py::arg("margin"), py::arg("out"), py::arg("threads"),
         "out () = the loss of all pairs of student and teacher (B, K, M) with labels (B,); p is 1 or 2.");
   m.def("contrastive_loss_backward", &backward, py::arg("grad"), py::arg("student"), py::arg("teacher"),
-        py::arg("labels"), py::arg("p"), py::arg("attract"), py::arg("contrast"), py::arg("margin"), py::arg("out"),
+        py::arg("labels"), py::arg("p"), py::arg("gamma"), py::arg("eta"), py::arg("margin"), py::arg("out"),
         py::arg("threads"), "out (B, K, M) = gradient of the student for grad ().");
 }
 

@@ -163,13 +163,13 @@ def quantile_backward(draw: Draw) -> list[Any]:
 
 def attended(draw: Draw) -> list[Any]:
     distance = draw.numbers(*draw.sizes(3), dtype=draw.choice(FLOATS[:2]))
-    return [distance, draw.choice((0.0, 1.0, -3.0, 1e300)), draw.uniform(0, 9), draw.choice((True, False))]
+    return [distance, draw.choice((0.0, 1.0, -3.0, 1e300)), draw.randrange(1, 99), draw.choice(("sum", "mean", "none"))]
 
 
 def contrast(draw: Draw) -> list[Any]:
     shape, dtype = draw.sizes(3), draw.choice(FLOATS[:2])
     rows = [draw.numbers(*shape, dtype=dtype) for _ in range(2)]
-    labels = torch.randint(-1, 2, shape[:1], generator=draw.generator).to(draw.choice((torch.int64, torch.int8)))
+    labels = torch.randint(-1, 2, shape[:1], generator=draw.generator)
     return [*rows, labels, draw.choice((1.0, 2.0, 3.5)), 1.0, 0.5, draw.choice((0.0, 0.1, 9.0))]
 
 
@@ -241,12 +241,13 @@ def compiled(draw: Draw) -> tuple[Callable[..., Any], list[Any]]:
         grad, order = grad.flatten(0, 1).contiguous(), order.flatten(0, 1)
         function, arguments = kernels.scatter_by_index, [grad, order, torch.empty_like(grad), threads]
     elif kind == 4:
-        distance, gamma, scale, _ = attended(draw)
+        distance, gamma, channels, _ = attended(draw)
         outputs = [torch.empty(shape, dtype=distance.dtype) for shape in (distance.shape[:1], distance.shape)]
-        function, arguments = kernels.attention_sum, [distance.contiguous(), gamma, scale, 1e30, *outputs, threads]
+        function = kernels.attention_sum
+        arguments = [distance.contiguous(), gamma, 0.1 * channels, 1e30, *outputs, threads]
     elif kind == 5:
         grad, student, teacher, labels, *options = contrast_backward(draw)
-        rows = [student.contiguous(), teacher.contiguous(), labels.long()]
+        rows = [student.contiguous(), teacher.contiguous(), labels]
         function = kernels.contrastive_loss_backward
         arguments = [grad, *rows, *options, torch.empty(student.shape, dtype=student.dtype), threads]
     else:

@@ -164,10 +164,6 @@ def test_contrastive_loss(capability, p, dtype, monkeypatch):
         finally:
             torch.set_num_threads(before)
         assert all(torch.equal(a, b) for other in results for a, b in zip(results[0], other, strict=True))
-    student[1, 0, 3] = math.nan  # then nothing is known of the row, and a scaler of gradients has to see that
-    value = loss(x := student.clone().requires_grad_())
-    unknown = torch.autograd.grad(value, x)[0].isnan()
-    assert value.isnan() and unknown[1, 0].all() and unknown.sum() == shape[2]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, -2.5])
@@ -176,14 +172,14 @@ def test_attention_sum(capability, dtype, gamma):
     """Every length of a row's rest, and exponents of all sizes, against the reference in float64."""
     for pixels in range(1, 20):
         distance = 10 ** torch.linspace(-9, 1.4, 3 * pixels, dtype=dtype).view(3, 1, pixels)
-        check(lambda x: torch.ops.add_ops.attention_sum(x, gamma, 0.3, True)[0], distance, torch.randn(3))
+        check(lambda x: torch.ops.add_ops.attention_sum(x, gamma, 3, "none")[0], distance, torch.randn(3))
     # Beyond the range: exponents are limited above and vanish below, and a sum that leaves it has no slope.
     limit, most = (80.0, 3e38) if dtype == torch.float32 else (700.0, 1e308)
     for value in (limit / 2, 2 * limit, 1e6, most):
         distance = torch.tensor([[[value, 0.0, value]]], dtype=dtype, requires_grad=True)
-        loss, slope = torch.ops.add_ops.attention_sum(distance, gamma, 0.3, True)
+        loss, slope = torch.ops.add_ops.attention_sum(distance, gamma, 3, "none")
         with add_ops.use_backend("reference"):
-            expected = torch.ops.add_ops.attention_sum(distance, gamma, 0.3, True)
+            expected = torch.ops.add_ops.attention_sum(distance, gamma, 3, "none")
         torch.testing.assert_close((loss, slope), expected)
         assert torch.equal(torch.autograd.grad(loss, distance)[0], slope)
 

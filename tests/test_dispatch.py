@@ -301,7 +301,7 @@ def test_forward_mode_is_refused_by_name(name):
 
     primitives = {
         "spectral_distance": lambda x: add_ops.spectral_distance(x, teacher),
-        "attention_sum": lambda x: torch.ops.add_ops.attention_sum(x[0], 1.0, 1.0, True)[0],
+        "attention_sum": lambda x: torch.ops.add_ops.attention_sum(x[0], 1.0, 3, "none")[0],
         "view_histogram": lambda x: torch.ops.add_ops.view_histogram(x, views, 2, "index")[0],
         "contrastive_loss": lambda x: torch.ops.add_ops.contrastive_loss(x[0], teacher[0], labels, 2.0, 1.0, 1.0, 0.1),
         "project_and_sort": lambda x: add_ops.project_and_sort(x.flatten(2).mT, theta)[0],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,3 +130,73 @@ def test_second_derivatives_of_the_loss_are_refused_by_name():
     (grad,) = torch.autograd.grad(LOSSES["frequency_attention_loss"](*maps), maps[0], create_graph=True)
     with pytest.raises(NotImplementedError, match=r"spectral_distance_backward .*no second derivatives"):
         grad.sum().backward()
+
+
+OF_ANY_SIZE = {
+    "sum": lambda s, t, labels: add_ops.frequency_attention_loss(s, t),
+    "mean": lambda s, t, labels: add_ops.frequency_attention_loss(s, t, reduction="mean"),
+    "none": lambda s, t, labels: add_ops.frequency_attention_loss(s, t, reduction="none").sum(),
+    "bins": lambda s, t, labels: add_ops.multi_view_loss(s, t, labels, views=VIEWS),
+    "wasserstein": lambda s, t, labels: add_ops.multi_view_loss(s, t, labels, views=VIEWS, distance="wasserstein", p=1),
+    "unlabelled": lambda s, t, labels: add_ops.multi_view_loss(s, t, views=VIEWS),
+    "sliced": lambda s, t, labels: add_ops.sliced_wasserstein(s.flatten(2).mT, t.flatten(2).mT, THETA).sum(),
+}
+
+
+def batch_of(size, height):
+    return *(torch.randn(size, 4, height, 5) for _ in "st"), torch.arange(size) % 2
+
+
+@pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+@pytest.mark.parametrize("name", OF_ANY_SIZE)
+def test_one_compilation_serves_all_sizes(name, dynamic):
+    """A number that is computed of shapes would be a constant in an operator's arguments, compiled anew for each."""
+    counter = CompileCounter()
+    torch.compiler.reset()
+    compiled = torch.compile(OF_ANY_SIZE[name], fullgraph=True, dynamic=dynamic, backend=counter)
+    for size in range(3, 15):
+        batch = batch_of(size, size + 2)
+        torch.testing.assert_close(compiled(*batch), OF_ANY_SIZE[name](*batch))
+    assert counter.frame_count <= 2
+
+
+DRAWN = {
+    "views": add_ops.MultiViewLoss(sampling="quasi"),
+    "sampled": add_ops.MultiViewLoss(pairs="sampled", slicing="points", p=1),
+    "projections": add_ops.SlicedWassersteinLoss(sampling="orthogonal"),
+    "both": add_ops.ADDLoss([1.0], [1.0]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_numbers_are_drawn_for_symbolic_sizes(name):
+    def loss(student, teacher, labels):
+        if name == "both":
+            return DRAWN[name]([student], [teacher], labels)
+        if name == "projections":
+            return DRAWN[name](student.flatten(2).mT, teacher.flatten(2).mT)
+        return DRAWN[name](student, teacher, labels)
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="eager")
+    for size in (3, 6):
+        values = []
+        batch = batch_of(size, size)
+        for function in (loss, compiled):
+            torch.manual_seed(size)
+            values.append(function(*batch))
+        torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("name", OF_ANY_SIZE)
+def test_a_batch_of_any_size_is_exported(name):
+    class Loss(torch.nn.Module):
+        def forward(self, student, teacher, labels):
+            return OF_ANY_SIZE[name](student, teacher, labels)
+
+    any_size = {0: torch.export.Dim("batch", max=20)}
+    shapes = {"student": any_size, "teacher": any_size, "labels": any_size}
+    exported = torch.export.export(Loss(), batch_of(4, 3), dynamic_shapes=shapes).module()
+    for size in (2, 7):
+        batch = batch_of(size, 3)
+        torch.testing.assert_close(exported(*batch), OF_ANY_SIZE[name](*batch))

@@ -68,7 +68,6 @@ def test_an_interruption_ends_all(tmp_path):
 
 
 def test_the_cores_are_those_that_joblib_counts(monkeypatch):
-    """Affinity, and the quota of a container: `docker run --cpus=3` on a large machine is three workers, not all."""
-    assert 1 <= usable_cores() <= os.cpu_count()
+    """Which knows affinity and the quota of a container, where `docker run --cpus=3` is three workers."""
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert usable_cores() == 1

@@ -76,11 +76,11 @@ def spectral_distance_backward(
     return out if result is out else out.copy_(result)
 
 
-def attention_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
-    distance, most = distance.contiguous(), reference.largest_sum(distance, per_sample)
+def attention_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> tuple[Tensor, Tensor]:
+    distance, (scale, most) = distance.contiguous(), reference.sum_limits(distance, channels, reduction)
     loss, slope = distance.new_empty(distance.shape[0]), torch.empty_like(distance)
     kernels.attention_sum(view(distance), gamma, scale, most, view(loss), view(slope), threads(distance.numel()))
-    return loss if per_sample else loss.sum(), slope
+    return loss if reduction == "none" else loss.sum(), slope
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import accumulation, floating, number, one_of, operand, same_device, shaped
+from .._checks import accumulation, count, floating, number, one_of, operand, same_device, shaped
 from .._module import FunctionModule
 from . import reference
 
@@ -72,18 +72,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _dispatch.differentiate("spectral_distance", _backward, _setup_context)
 
 
-def _fake_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
-    return distance.new_empty(distance.shape[: 1 if per_sample else 0]), distance.new_empty(distance.shape)
+def _fake_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> tuple[Tensor, Tensor]:
+    return distance.new_empty(distance.shape[: reduction == "none"]), distance.new_empty(distance.shape)
 
 
-def _check_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> None:
+def _check_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> None:
     operand("distance", distance, "B H W", (torch.float32, torch.float64))
     number("gamma", gamma)
-    number("scale", scale, at_least=0)
+    count("channels", channels)
+    one_of("reduction", reduction, REDUCTIONS)
 
 
 _dispatch.define(
-    "attention_sum(Tensor distance, float gamma, float scale, bool per_sample) -> (Tensor loss, Tensor slope)",
+    "attention_sum(Tensor distance, float gamma, SymInt channels, str reduction) -> (Tensor loss, Tensor slope)",
     reference.attention_sum,
     _fake_sum,
     _check_sum,
@@ -198,11 +199,8 @@ def frequency_attention_loss(
     one_of("reduction", reduction, REDUCTIONS)
     number("gamma", gamma)
     _check_public(student, teacher, distance, sigma, norm)
-    per_sample = reduction == "none"
-    scale = 1 / (student.shape[2] * student.shape[3]) if reduction == "mean" else student.shape[1]
-    scale = scale / (1 if per_sample else max(len(student), 1))
     mean_distance = _dispatch.call("spectral_distance", student, teacher, distance, sigma, norm)
-    return _dispatch.call("attention_sum", mean_distance, float(gamma), scale, per_sample)[0]
+    return _dispatch.call("attention_sum", mean_distance, float(gamma), student.shape[1], reduction)[0]
 
 
 class FrequencyAttentionLoss(FunctionModule):

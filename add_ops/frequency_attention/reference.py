@@ -92,18 +92,24 @@ def attention(mean_distance: Tensor, gamma: float) -> Tensor:
     return (mean_distance.detach() * gamma).clamp_(max=limit).exp_()
 
 
-def largest_sum(distance: Tensor, per_sample: bool) -> float:
-    """Of one sample, so that no sum leaves the range of the dtype."""
-    return torch.finfo(distance.dtype).max / 2 / (1 if per_sample else max(len(distance), 1))
+def sum_limits(distance: Tensor, channels: int, reduction: str) -> tuple[float, float]:
+    """What a weighted mean distance counts in the loss, and the most that a sample does: their sum is then finite."""
+    samples = 1 if reduction == "none" else max(len(distance), 1)
+    pixels = distance.shape[1] * distance.shape[2]
+    scale = 1 / max(pixels, 1) if reduction == "mean" else channels
+    return scale / samples, torch.finfo(distance.dtype).max / 2 / samples
 
 
-def attention_sum(distance: Tensor, gamma: float, scale: float, per_sample: bool) -> tuple[Tensor, Tensor]:
-    """``Σ slope · d`` with ``slope = scale · exp(gamma · d)``, the derivative: (B, H, W) -> () or (B,), and (B, H, W).
+def attention_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> tuple[Tensor, Tensor]:
+    """The loss of mean distances (B, H, W), () or (B,) for the reduction "none", and its derivative by them.
 
-    The attention is constant in the derivative. The sum of a sample is :func:`largest_sum` at most, with slope 0 there.
+    ``Σ scale · exp(gamma · d) · d`` with the attention ``exp(gamma · d)`` constant in the derivative. A sample above
+    the most of :func:`sum_limits` is that, with derivative 0.
     """
-    slope, most = attention(distance, gamma).mul_(scale), largest_sum(distance, per_sample)
+    scale, most = sum_limits(distance, channels, reduction)
+    distance = distance.contiguous()
+    slope = attention(distance, gamma).mul_(scale)
     loss = (slope * distance).sum((1, 2))
     slope.masked_fill_((loss > most)[:, None, None], 0)
     loss.clamp_(max=most)
-    return loss if per_sample else loss.sum(), slope
+    return loss if reduction == "none" else loss.sum(), slope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -172,7 +171,10 @@ def _grid_slices(
     else:
         views = sample_views(views, sampling=sampling, generator=generator, device=student.device)
     if bins is None:
-        bins = max(math.gcd(student.shape[1], teacher.shape[1]) // 2, 1)
+        divisor, rest = student.shape[1], teacher.shape[1]
+        while rest:  # math.gcd, which torch.compile does not know of symbolic numbers
+            divisor, rest = rest, divisor % rest
+        bins = max(divisor // 2, 1)
     attention = [_dispatch.call("view_histogram", x, views, bins, coordinates)[0] for x in (student, teacher)]
     return attention[0], attention[1]
 
@@ -256,8 +258,9 @@ def multi_view_loss(
     attract = gamma / (max(batch, 1) * slices[0].shape[1])
     if labels is None or batch == 0:
         return matching(*slices, p, distance).sum() * attract
+    labels = labels.long()  # few operations know all integers
     if pairs == "all":
-        return all_pairs(*slices, labels, p, distance, attract, eta, margin)
+        return all_pairs(*slices, labels, p, distance, gamma, eta, margin)
     attraction = matching(*slices, p, distance).sum() * attract
     return attraction + eta * sampled_pairs(*slices, labels, p, distance, margin, generator)
 

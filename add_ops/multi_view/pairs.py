@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import number, operand, shaped
+from ..sliced_wasserstein.directions import source
 from ..sliced_wasserstein.reference import power
 from . import reference
 
 VALUES = (torch.float32, torch.float64)
-LABELS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _fake(student: Tensor, *rest: Any) -> Tensor:
@@ -27,15 +27,13 @@ def _fake_backward(grad: Tensor, student: Tensor, *rest: Any) -> Tensor:
     return student.new_empty(student.shape)
 
 
-def _check(
-    student: Tensor, teacher: Tensor, labels: Tensor, p: float, attract: float, contrast: float, margin: float
-) -> None:
+def _check(student: Tensor, teacher: Tensor, labels: Tensor, p: float, gamma: float, eta: float, margin: float) -> None:
     operand("student", student, "B K M", VALUES)
     shaped("teacher", teacher, student.shape, (student.dtype,))
-    shaped("labels", labels, student.shape[:1], LABELS)
+    shaped("labels", labels, student.shape[:1], (torch.int64,))
     number("p", p, at_least=1)
-    number("attract", attract, at_least=0)
-    number("contrast", contrast, at_least=0)
+    number("gamma", gamma, at_least=0)
+    number("eta", eta, at_least=0)
     number("margin", margin, at_least=0)
 
 
@@ -44,7 +42,7 @@ def _check_backward(grad: Tensor, student: Tensor, *rest: Any) -> None:
     shaped("grad", grad, (), (student.dtype,))
 
 
-_PAIRS = "Tensor student, Tensor teacher, Tensor labels, float p, float attract, float contrast, float margin"
+_PAIRS = "Tensor student, Tensor teacher, Tensor labels, float p, float gamma, float eta, float margin"
 _dispatch.define(f"contrastive_loss({_PAIRS}) -> Tensor", reference.contrastive_loss, _fake, _check)
 _dispatch.define(
     f"contrastive_loss_backward(Tensor grad, {_PAIRS}) -> Tensor",
@@ -57,7 +55,7 @@ _dispatch.refuse_double_backward("contrastive_loss_backward")
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     student, teacher, labels, *ctx.options = inputs
-    ctx.save_for_backward(student, teacher, labels)
+    ctx.save_for_backward(student, teacher, labels.clone())  # they may be of inference mode, or of a buffer in use
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,31 +95,22 @@ def matching(x: Tensor, y: Tensor, p: float, distance: str) -> Tensor:
 
 
 def all_pairs(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    p: float,
-    distance: str,
-    attract: float,
-    contrast: float,
-    margin: float,
+    student: Tensor, teacher: Tensor, labels: Tensor, p: float, distance: str, gamma: float, eta: float, margin: float
 ) -> Tensor:
-    """``attract · Σ_bk D(s_bk, t_bk) + contrast · (con(s, t) + con(t, s))``, the latter averaged over the views."""
+    """``gamma · mean_bk D(s_bk, t_bk) + eta · (con(s, t) + con(t, s))``, the latter averaged over the views."""
     dtype = torch.promote_types(student.dtype, teacher.dtype)
-    x, y, scale = student.to(dtype), teacher.to(dtype), 1.0
+    x, y = student.to(dtype), teacher.to(dtype)
     if distance == "wasserstein" and p != 1:
         every = _binned_wasserstein(x.transpose(0, 1)[:, :, None], y.transpose(0, 1)[:, None], p)
-        return reference.reduce_pairs(every, labels, attract, contrast, margin)
+        return reference.reduce_pairs(every, labels, gamma, eta, margin)
     if distance == "wasserstein":
-        x, y, scale = x.cumsum(-1)[..., :-1], y.cumsum(-1)[..., :-1], 1 / x.shape[-1]
-    weights = scale * attract, scale * contrast, margin / scale
-    return _dispatch.call("contrastive_loss", x, y, labels, float(p), *weights)
+        x, y = (z.cumsum(-1)[..., :-1] / z.shape[-1] for z in (x, y))
+    return _dispatch.call("contrastive_loss", x, y, labels, float(p), float(gamma), float(eta), float(margin))
 
 
 def draw(mask: Tensor, generator: torch.Generator | None) -> Tensor:
     """A uniformly drawn true column of every row: (B, B) -> (B,); any column where a row has none."""
-    device = generator.device if generator is not None else mask.device
-    chance = torch.rand(mask.shape, generator=generator, device=device, dtype=torch.float32).to(mask.device)
+    chance = torch.rand(mask.shape, dtype=torch.float32, **source(generator, mask.device)).to(mask.device)
     return torch.where(mask, chance, -1.0).argmax(1)
 
 

@@ -82,32 +82,33 @@ def _lengths(x: Tensor, y: Tensor, p: float) -> Tensor:
     return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _pair_weights(labels: Tensor, every: Tensor, attract: float, contrast: float) -> tuple[Tensor, Tensor]:
+def _pair_weights(labels: Tensor, every: Tensor, gamma: float, eta: float) -> tuple[Tensor, Tensor]:
     """Which pairs have equal labels, and the weights of all in the sum: two (B, B)."""
     same = labels[:, None] == labels
     equal = same.sum(dtype=every.dtype)
-    weights = (2 * contrast / len(every)) / torch.where(same, equal, same.numel() - equal)
-    weights.diagonal().add_(attract)
+    views = max(len(every), 1)
+    weights = (2 * eta / views) / torch.where(same, equal, same.numel() - equal)
+    weights.diagonal().add_(gamma / (views * max(len(labels), 1)))
     return same, weights
 
 
-def reduce_pairs(every: Tensor, labels: Tensor, attract: float, contrast: float, margin: float) -> Tensor:
+def reduce_pairs(every: Tensor, labels: Tensor, gamma: float, eta: float, margin: float) -> Tensor:
     """The contrastive loss of the distances of all pairs, per view: (K, B, B) and (B,) -> ().
 
     A sum over all pairs of samples: (i, i) are those that attract. D is symmetric, so that both directions of the
     contrast are the same sum: equal labels attract, others repel up to the margin, each by the mean of its pairs.
     """
-    same, weights = _pair_weights(labels, every, attract, contrast)
+    same, weights = _pair_weights(labels, every, gamma, eta)
     return (torch.where(same, every, (margin - every).clamp(min=0)) * weights).sum()
 
 
 def contrastive_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, p: float, attract: float, contrast: float, margin: float
+    student: Tensor, teacher: Tensor, labels: Tensor, p: float, gamma: float, eta: float, margin: float
 ) -> Tensor:
     """:func:`reduce_pairs` of the distances ``D = Σ_m |s_m - t_m|^p`` of rows, two (B, K, M) -> ()."""
     lengths = _lengths(*(x.transpose(0, 1).contiguous() for x in (student, teacher)), p)
     every = lengths if p == 1 else lengths.square() if p == 2 else lengths.pow(p)
-    return reduce_pairs(every, labels, attract, contrast, margin)
+    return reduce_pairs(every, labels, gamma, eta, margin)
 
 
 def contrastive_loss_backward(
@@ -116,14 +117,14 @@ def contrastive_loss_backward(
     teacher: Tensor,
     labels: Tensor,
     p: float,
-    attract: float,
-    contrast: float,
+    gamma: float,
+    eta: float,
     margin: float,
 ) -> Tensor:
     """Gradient for ``student``, (B, K, M); for ``teacher``, swap the two: the distances are symmetric."""
     x, y = (x.transpose(0, 1).contiguous() for x in (student, teacher))
     lengths = _lengths(x, y, p)
-    same, weights = _pair_weights(labels, lengths, attract, contrast)
+    same, weights = _pair_weights(labels, lengths, gamma, eta)
     slope = torch.where(same, weights, torch.where(lengths.pow(p) > margin, 0, -weights))
-    slope = grad * slope * p * lengths.pow(p - 1)
+    slope = grad * slope * p * torch.where(lengths.isnan(), lengths, lengths.pow(p - 1))
     return torch.ops.aten._cdist_backward(slope, x, y, p, lengths).transpose(0, 1).contiguous()

@@ -47,6 +47,11 @@ def _spiral(number_of: int, **where: Any) -> Tensor:
     return torch.stack([radius * azimuth.cos(), radius * azimuth.sin(), height], 1) @ rotation
 
 
+def source(generator: torch.Generator | None, device: torch.device | str | None) -> dict[str, Any]:
+    """Where numbers are drawn, as torch's functions take it. Compiled ones of symbolic sizes know no generator."""
+    return {"device": device} if generator is None else {"generator": generator, "device": generator.device}
+
+
 def random_directions(
     number_of: int,
     dim: int,
@@ -58,7 +63,7 @@ def random_directions(
     one_of("sampling", sampling, SAMPLINGS)
     if sampling == "quasi" and dim != 3:
         raise ValueError(f"sampling: expected 'uniform' or 'orthogonal' unless D = 3, got 'quasi' for D = {dim}")
-    where = {"generator": generator, "device": generator.device if generator is not None else device}
+    where = source(generator, device)
     if sampling == "uniform":
         directions = torch.randn(number_of, dim, dtype=torch.float32, **where)
         directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_(min=1e-12)  # normalize, in place
