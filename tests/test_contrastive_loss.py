@@ -1,4 +1,4 @@
-"""The operator contrastive_loss by itself, and what labels may be; test_multi_view.py has the loss that it is part of."""
+"""The operator contrastive_loss by itself, and what labels may be; test_multi_view.py has the loss it is part of."""
 
 import math
 
