@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WIDE_FLOATS = (torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, *WIDE_FLOATS)
 
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> str:

@@ -32,6 +32,21 @@ inline void require_dtype(const py::array& array, const char* name, std::initial
                        py::str(array.dtype()).cast<std::string>());
 }
 
+inline void require_same_dtype(const py::array& array, const char* name, const py::array& model, const char* of) {
+  if (dtype_of(array) != dtype_of(model)) throw py::type_error(std::string(name) + ": expected the dtype of " + of);
+}
+
+// Numbers of an array of float64, where `wide`, or float32.
+inline double number_at(const void* numbers, int64_t at, bool wide) {
+  return wide ? static_cast<const double*>(numbers)[at] : static_cast<const float*>(numbers)[at];
+}
+inline void set_number(void* numbers, int64_t at, bool wide, double value) {
+  if (wide)
+    static_cast<double*>(numbers)[at] = value;
+  else
+    static_cast<float*>(numbers)[at] = static_cast<float>(value);
+}
+
 // An entry of -1 in `shape` accepts any length.
 inline void require_shape(const py::array& array, const char* name, const std::vector<py::ssize_t>& shape) {
   bool good = array.ndim() == static_cast<py::ssize_t>(shape.size());

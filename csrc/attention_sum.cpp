@@ -9,14 +9,13 @@
 namespace add_ops {
 namespace {
 
-void forward(const py::array& distance, double gamma, double scale, double most, py::array loss, py::array slope,
-             int threads) {
+void forward(const py::array& distance, double gamma, double limit, double scale, double most, py::array loss,
+             py::array slope, int threads) {
   require_dtype(distance, "distance", {Dtype::float32, Dtype::float64}, "float32 or float64");
   require_shape(distance, "distance", {-1, -1, -1});
   require_contiguous(distance, "distance");
   const auto require_like = [&](const py::array& out, const char* name, const std::vector<py::ssize_t>& shape) {
-    if (dtype_of(out) != dtype_of(distance))
-      throw py::type_error(std::string(name) + ": expected the distance's dtype");
+    require_same_dtype(out, name, distance, "the distance");
     require_shape(out, name, shape);
     require_contiguous(out, name);
   };
@@ -25,7 +24,6 @@ void forward(const py::array& distance, double gamma, double scale, double most,
   const bool wide = dtype_of(distance) == Dtype::float64;
   const int64_t batch = distance.shape(0), count = distance.shape(1) * distance.shape(2),
                 bytes = count * (wide ? 8 : 4);
-  const double limit = wide ? 700 : 80;  // exp stays finite up to 709 in float64 and 88 in float32
   const char* from = static_cast<const char*>(distance.data());
   char* to = static_cast<char*>(slope.mutable_data());
   void* sums = loss.mutable_data();
@@ -37,19 +35,17 @@ void forward(const py::array& distance, double gamma, double scale, double most,
       sum = most;
       std::memset(to + b * bytes, 0, static_cast<size_t>(bytes));
     }
-    if (wide)
-      static_cast<double*>(sums)[b] = sum;
-    else
-      static_cast<float*>(sums)[b] = static_cast<float>(sum);
+    set_number(sums, b, wide, sum);
   });
 }
 
 }  // namespace
 
 void bind_attention_sum(py::module_& m) {
-  m.def("attention_sum", &forward, py::arg("distance"), py::arg("gamma"), py::arg("scale"), py::arg("most"),
-        py::arg("loss"), py::arg("slope"), py::arg("threads"),
-        "loss (B,) = the sum of slope · distance (B, H, W), slope = scale · exp(gamma · distance); at most `most`, "
+  m.def("attention_sum", &forward, py::arg("distance"), py::arg("gamma"), py::arg("limit"), py::arg("scale"),
+        py::arg("most"), py::arg("loss"), py::arg("slope"), py::arg("threads"),
+        "loss (B,) = the sum of slope · distance (B, H, W), slope = scale · exp(min(gamma · distance, limit)); at most "
+        "`most`, "
         "where slope is 0.");
 }
 

@@ -3,18 +3,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "arrays.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace add_ops {
 namespace {
-
-struct alignas(kLineBytes) Line {
-  char bytes[kLineBytes];
-};
 
 struct Problem {
   bool wide, squared;
@@ -31,7 +27,7 @@ struct Problem {
 
 // The rows (batch, views, length) of an array where they are, or in memory of its own for rows that end in whole lines.
 struct Rows {
-  std::unique_ptr<Line[]> copy;
+  Scratch copy;
   char* data;
   int64_t view_step, stride;  // in bytes
 
@@ -89,7 +85,7 @@ Problem read_problem(const py::array& student, const py::array& teacher, const p
   require_dtype(student, "student", {Dtype::float32, Dtype::float64}, "float32 or float64");
   require_shape(student, "student", {-1, -1, -1});
   require_contiguous(student, "student");
-  if (dtype_of(teacher) != dtype_of(student)) throw py::type_error("teacher: expected the dtype of the student");
+  require_same_dtype(teacher, "teacher", student, "the student");
   require_shape(teacher, "teacher", {student.shape(0), student.shape(1), student.shape(2)});
   require_contiguous(teacher, "teacher");
   require_dtype(labels, "labels", {Dtype::int64}, "int64");
@@ -109,9 +105,8 @@ Problem read_problem(const py::array& student, const py::array& teacher, const p
           margin};
 }
 
-void require_scalar(const py::array& array, const py::array& model, const char* name) {
-  if (dtype_of(array) != dtype_of(model))
-    throw py::type_error(std::string(name) + ": expected the dtype of the student");
+void require_scalar(const py::array& array, const py::array& student, const char* name) {
+  require_same_dtype(array, name, student, "the student");
   require_shape(array, name, {});
   require_aligned(array, name);
 }
@@ -129,21 +124,17 @@ void forward(const py::array& student, const py::array& teacher, const py::array
   });
   double sum = 0;
   for (double of_item : sums) sum += of_item;
-  if (problem.wide)
-    *static_cast<double*>(to) = sum;
-  else
-    *static_cast<float*>(to) = static_cast<float>(sum);
+  set_number(to, 0, problem.wide, sum);
 }
 
 void backward(const py::array& grad, const py::array& student, const py::array& teacher, const py::array& labels,
               double p, double gamma, double eta, double margin, py::array out, int threads) {
   const Problem problem = read_problem(student, teacher, labels, p, gamma, eta, margin);
   require_scalar(grad, student, "grad");
-  if (dtype_of(out) != dtype_of(student)) throw py::type_error("out: expected the dtype of the student");
+  require_same_dtype(out, "out", student, "the student");
   require_shape(out, "out", {student.shape(0), student.shape(1), student.shape(2)});
   require_contiguous(out, "out");
-  const double factor =
-      problem.wide ? *static_cast<const double*>(grad.data()) : *static_cast<const float*>(grad.data());
+  const double factor = number_at(grad.data(), 0, problem.wide);
   char* to = static_cast<char*>(out.mutable_data());
   const py::gil_scoped_release release;
   const auto rows = ADD_OPS_KERNEL(contrastive_rows_backward);

@@ -7,9 +7,8 @@
 
 namespace add_ops {
 
-constexpr int kLineBytes = 64;  // rows are read in whole lines
-constexpr int kStudents = 4;    // student rows that share the loads of a teacher row
-constexpr int kItemRows = 16;   // student rows in a work item
+constexpr int kStudents = 4;   // student rows that share the loads of a teacher row
+constexpr int kItemRows = 16;  // student rows in a work item
 
 // All pairs of one view: student row i stands against every teacher row, the distance is sum |s - t|^p.
 struct Pairs {

@@ -36,57 +36,67 @@ ADD_OPS_INLINE Vec<T> slope(Vec<T> gap) {
     return __builtin_convertvector((gap < 0) - (gap > 0), Vec<T>);
 }
 
-// kStudents rows of the student, the last one of the batch again where there are less, against `Teachers` of the
-// teacher.
+// kStudents rows of the student from the i-th on, the last one of the batch again where there are less, against
+// `Teachers` of the teacher from the j-th on.
 template <typename T, bool squared, int Teachers>
 struct Tile {
-  const T *student[kStudents], *teacher[Teachers];
+  static constexpr int teachers = Teachers;
+  const Pairs& pairs;
+  int64_t i, j, student[kStudents], teacher[Teachers];  // where the rows begin
   double distance[kStudents][Teachers];
 
-  ADD_OPS_INLINE Tile(const Pairs& pairs, int64_t i, int64_t j) {
+  ADD_OPS_INLINE Tile(const Pairs& all, int64_t first_student, int64_t first_teacher)
+      : pairs(all), i(first_student), j(first_teacher) {
     ADD_OPS_UNROLL
-    for (int a = 0; a < kStudents; ++a) student[a] = static_cast<const T*>(pairs.student) + row(pairs, i + a);
+    for (int a = 0; a < kStudents; ++a) student[a] = (i + a < pairs.batch ? i + a : pairs.batch - 1) * pairs.stride;
     ADD_OPS_UNROLL
-    for (int b = 0; b < Teachers; ++b) teacher[b] = static_cast<const T*>(pairs.teacher) + row(pairs, j + b);
+    for (int b = 0; b < Teachers; ++b) teacher[b] = (j + b) * pairs.stride;
     Vec<T> sum[kStudents][Teachers] = {};
-    for (int64_t m = 0; m < pairs.length; m += lanes<T>) {
-      Vec<T> t[Teachers];
+    for_gaps([&](int64_t, int a, const auto& gap) __attribute__((always_inline)) {
       ADD_OPS_UNROLL
-      for (int b = 0; b < Teachers; ++b) t[b] = load<Vec<T>>(teacher[b] + m);
-      ADD_OPS_UNROLL
-      for (int a = 0; a < kStudents; ++a) {
-        const auto s = load<Vec<T>>(student[a] + m);
-        ADD_OPS_UNROLL
-        for (int b = 0; b < Teachers; ++b) sum[a][b] += power<squared, T>(s - t[b]);
-      }
-    }
+      for (int b = 0; b < Teachers; ++b) sum[a][b] += power<squared, T>(gap[b]);
+    });
     ADD_OPS_UNROLL
     for (int a = 0; a < kStudents; ++a)
       for (int b = 0; b < Teachers; ++b) distance[a][b] = sum_lanes<T>(sum[a][b]);
   }
 
-  static int64_t row(const Pairs& pairs, int64_t index) {
-    return (index < pairs.batch ? index : pairs.batch - 1) * pairs.stride;
-  }
-
-  ADD_OPS_INLINE void add_gradient(const Pairs& pairs, const T (&factor)[kStudents][Teachers], int64_t i,
-                                   T* gradient) const {
+  // Calls body(place in the rows, a, gaps to the teachers) for student a, a vector at a time.
+  template <typename Body>
+  ADD_OPS_INLINE void for_gaps(const Body& body) const {
     for (int64_t m = 0; m < pairs.length; m += lanes<T>) {
-      Vec<T> t[Teachers];
+      Vec<T> t[Teachers], gap[Teachers];
       ADD_OPS_UNROLL
-      for (int b = 0; b < Teachers; ++b) t[b] = load<Vec<T>>(teacher[b] + m);
+      for (int b = 0; b < Teachers; ++b) t[b] = load<Vec<T>>(static_cast<const T*>(pairs.teacher) + teacher[b] + m);
       ADD_OPS_UNROLL
       for (int a = 0; a < kStudents; ++a) {
-        T* to = gradient + row(pairs, i + a) + m;
-        const auto s = load<Vec<T>>(student[a] + m);
-        auto sum = load<Vec<T>>(to);
+        const auto s = load<Vec<T>>(static_cast<const T*>(pairs.student) + student[a] + m);
         ADD_OPS_UNROLL
-        for (int b = 0; b < Teachers; ++b) sum += factor[a][b] * slope<squared, T>(s - t[b]);
-        store(to, sum);
+        for (int b = 0; b < Teachers; ++b) gap[b] = s - t[b];
+        body(m, a, gap);
       }
     }
   }
+
+  ADD_OPS_INLINE void add_gradient(const T (&factor)[kStudents][Teachers], T* gradient) const {
+    for_gaps([&](int64_t m, int a, const auto& gap) __attribute__((always_inline)) {
+      T* to = gradient + student[a] + m;
+      auto sum = load<Vec<T>>(to);
+      ADD_OPS_UNROLL
+      for (int b = 0; b < Teachers; ++b) sum += factor[a][b] * slope<squared, T>(gap[b]);
+      store(to, sum);
+    });
+  }
 };
+
+template <typename T, bool squared, typename Visit>
+void for_tiles(const Pairs& pairs, int64_t first, int64_t last, const Visit& visit) {
+  for (int64_t i = first; i < last; i += kStudents) {
+    int64_t j = 0;
+    for (; j + 2 <= pairs.batch; j += 2) visit(Tile<T, squared, 2>(pairs, i, j));
+    if (j < pairs.batch) visit(Tile<T, squared, 1>(pairs, i, j));
+  }
+}
 
 // What a pair adds to the loss, and the derivative of that by its distance. Different labels repel up to the margin.
 struct Term {
@@ -101,64 +111,47 @@ ADD_OPS_INLINE Term term_of(const Pairs& pairs, int64_t i, int64_t j, double dis
   return {pairs.different * (pairs.margin - distance), -pairs.different};
 }
 
-template <typename T, bool squared, int Teachers>
-double sum_terms(const Pairs& pairs, int64_t i, int64_t j) {
-  const Tile<T, squared, Teachers> tile(pairs, i, j);
-  double sum = 0;
-  for (int a = 0; a < kStudents && i + a < pairs.batch; ++a)
-    for (int b = 0; b < Teachers; ++b) sum += term_of(pairs, i + a, j + b, tile.distance[a][b]).value;
-  return sum;
-}
-
-template <typename T, bool squared, int Teachers>
-void add_slopes(const Pairs& pairs, int64_t i, int64_t j, T* gradient) {
-  const Tile<T, squared, Teachers> tile(pairs, i, j);
-  T factor[kStudents][Teachers] = {};
-  bool any = false;
-  for (int a = 0; a < kStudents && i + a < pairs.batch; ++a)
-    for (int b = 0; b < Teachers; ++b) {
-      const double distance = tile.distance[a][b], slope = term_of(pairs, i + a, j + b, distance).slope;
-      if (slope == 0) continue;
-      factor[a][b] = static_cast<T>(distance == distance ? (squared ? 2 * slope : slope) : distance);  // NaN stays NaN
-      any = true;
-    }
-  if (any) tile.add_gradient(pairs, factor, i, gradient);
-}
-
 template <typename T, bool squared>
-double rows(const Pairs& pairs, int64_t first, int64_t last) {
+double sum_terms(const Pairs& pairs, int64_t first, int64_t last) {
   double sum = 0;
-  for (int64_t i = first; i < last; i += kStudents) {
-    int64_t j = 0;
-    for (; j + 2 <= pairs.batch; j += 2) sum += sum_terms<T, squared, 2>(pairs, i, j);
-    if (j < pairs.batch) sum += sum_terms<T, squared, 1>(pairs, i, j);
-  }
+  for_tiles<T, squared>(pairs, first, last, [&](const auto& tile) {
+    for (int a = 0; a < kStudents && tile.i + a < pairs.batch; ++a)
+      for (int b = 0; b < tile.teachers; ++b) sum += term_of(pairs, tile.i + a, tile.j + b, tile.distance[a][b]).value;
+  });
   return sum;
 }
 
 template <typename T, bool squared>
-void rows_backward(const Pairs& pairs, int64_t first, int64_t last, T* gradient) {
-  for (int64_t i = first; i < last; i += kStudents) {
-    int64_t j = 0;
-    for (; j + 2 <= pairs.batch; j += 2) add_slopes<T, squared, 2>(pairs, i, j, gradient);
-    if (j < pairs.batch) add_slopes<T, squared, 1>(pairs, i, j, gradient);
-  }
+void add_slopes(const Pairs& pairs, int64_t first, int64_t last, T* gradient) {
+  for_tiles<T, squared>(pairs, first, last, [&](const auto& tile) {
+    constexpr int teachers = std::decay_t<decltype(tile)>::teachers;
+    T factor[kStudents][teachers] = {};
+    bool any = false;
+    for (int a = 0; a < kStudents && tile.i + a < pairs.batch; ++a)
+      for (int b = 0; b < teachers; ++b) {
+        const double distance = tile.distance[a][b], slope = term_of(pairs, tile.i + a, tile.j + b, distance).slope;
+        if (slope == 0) continue;
+        factor[a][b] = static_cast<T>(distance == distance ? (squared ? 2 * slope : slope) : distance);  // NaN stays
+        any = true;
+      }
+    if (any) tile.add_gradient(factor, gradient);
+  });
 }
 
 }  // namespace
 
 double contrastive_rows(const Pairs& pairs, int64_t first, int64_t last) {
   if (pairs.wide)
-    return pairs.squared ? rows<double, true>(pairs, first, last) : rows<double, false>(pairs, first, last);
-  return pairs.squared ? rows<float, true>(pairs, first, last) : rows<float, false>(pairs, first, last);
+    return pairs.squared ? sum_terms<double, true>(pairs, first, last) : sum_terms<double, false>(pairs, first, last);
+  return pairs.squared ? sum_terms<float, true>(pairs, first, last) : sum_terms<float, false>(pairs, first, last);
 }
 
 void contrastive_rows_backward(const Pairs& pairs, int64_t first, int64_t last, void* gradient) {
   const auto run = [&](auto* to) {
     if (pairs.squared)
-      rows_backward<std::remove_pointer_t<decltype(to)>, true>(pairs, first, last, to);
+      add_slopes<std::remove_pointer_t<decltype(to)>, true>(pairs, first, last, to);
     else
-      rows_backward<std::remove_pointer_t<decltype(to)>, false>(pairs, first, last, to);
+      add_slopes<std::remove_pointer_t<decltype(to)>, false>(pairs, first, last, to);
   };
   if (pairs.wide) return run(static_cast<double*>(gradient));
   run(static_cast<float*>(gradient));

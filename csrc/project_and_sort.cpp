@@ -73,7 +73,7 @@ bool scatter_rows(int64_t rows, int64_t n, const Float* grad, const Index* index
 void scatter_by_index(const py::array& grad, const py::array& index, py::array out, int threads) {
   require_rows(grad, "grad");
   require_index(index, grad);
-  if (dtype_of(out) != dtype_of(grad)) throw py::type_error("out: expected the dtype of grad");
+  require_same_dtype(out, "out", grad, "grad");
   require_shape(out, "out", {grad.shape(0), grad.shape(1)});
   require_contiguous(out, "out");
   const bool wide = dtype_of(grad) == Dtype::float64, short_index = dtype_of(index) == Dtype::int16;

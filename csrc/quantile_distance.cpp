@@ -122,12 +122,12 @@ void for_rows(Side& x, Side& y, double p, int threads, bool with_sums, const Bod
 }
 
 void require_alike(const py::array& x, const py::array& y) {
-  if (dtype_of(x) != dtype_of(y)) throw py::type_error("y: expected the dtype of x");
+  require_same_dtype(y, "y", x, "x");
   if (x.ndim() != y.ndim() || x.shape(0) != y.shape(0)) throw py::value_error("y: expected as many rows as x");
 }
 
 void require_like(const py::array& out, const py::array& model, const char* name) {
-  if (dtype_of(out) != dtype_of(model)) throw py::type_error(std::string(name) + ": expected the dtype of the values");
+  require_same_dtype(out, name, model, "the values");
   require_contiguous(out, name);
 }
 
@@ -140,13 +140,8 @@ void forward(const py::array& x, const py::array& y, const py::array& x_order, c
   void* to = out.mutable_data();
   const py::gil_scoped_release release;
   const auto distance = ADD_OPS_KERNEL(quantile_row);
-  for_rows(left, right, p, threads, false, [&](int64_t at, QuantileRow* row, double*) {
-    const double value = distance(row);
-    if (row->wide)
-      static_cast<double*>(to)[at] = value;
-    else
-      static_cast<float*>(to)[at] = static_cast<float>(value);
-  });
+  for_rows(left, right, p, threads, false,
+           [&](int64_t at, QuantileRow* row, double*) { set_number(to, at, row->wide, distance(row)); });
 }
 
 void backward(const py::array& grad, const py::array& x, const py::array& y, const py::array& x_order,
@@ -166,8 +161,7 @@ void backward(const py::array& grad, const py::array& x, const py::array& y, con
   const auto gradient = ADD_OPS_KERNEL(quantile_row_backward);
   for_rows(left, right, p, threads, true, [&](int64_t at, QuantileRow* row, double* sums) {
     const int size = row->wide ? 8 : 4;
-    const double upstream = row->wide ? static_cast<const double*>(from)[at] : static_cast<const float*>(from)[at];
-    gradient(row, upstream, sums, to_x + at * row->n * size, to_y + at * row->m * size);
+    gradient(row, number_at(from, at, row->wide), sums, to_x + at * row->n * size, to_y + at * row->m * size);
   });
 }
 

@@ -5,21 +5,15 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
-#include <memory>
 
 #include "arrays.h"
+#include "scratch.h"
 #include "view_histogram_plan.h"
 
 namespace add_ops {
 namespace {
 
-// Aligned scratch memory, uninitialised: each page is first written by the thread that uses it.
-using Scratch = std::unique_ptr<char[], void (*)(char*)>;
-Scratch make_scratch(int64_t rows) {
-  constexpr auto alignment = std::align_val_t{kRowBytes};
-  return {static_cast<char*>(::operator new[](static_cast<size_t>(rows) * kRowBytes, alignment)),
-          [](char* p) { ::operator delete[](p, std::align_val_t{kRowBytes}); }};
-}
+static_assert(sizeof(Line) == kRowBytes, "a row is a line of scratch memory");
 
 // The power of two that brings the largest |x| of a sample near 1, as far as the dtype of its sums has it.
 double sample_scale(const Problem& p, int64_t sample) {
@@ -53,8 +47,8 @@ void forward(const Problem& p, const double* directions, int64_t views, int64_t 
   const int64_t groups = p.groups(), count = static_cast<int64_t>(parts.size());
   std::vector<int64_t> first_row(groups * count + 1, 0);
   for (int64_t i = 0; i < groups * count; ++i) first_row[i + 1] = first_row[i] + parts[i % count].rows;
-  const Scratch scratch = make_scratch(first_row.back());
-  const auto rows = [&](int64_t item) { return scratch.get() + first_row[item] * kRowBytes; };
+  const Scratch scratch(new Line[first_row.back()]);
+  const auto rows = [&](int64_t item) { return scratch[first_row[item]].bytes; };
 
   const auto sum_boxes = ADD_OPS_KERNEL(histogram_boxes);
   const auto total = ADD_OPS_KERNEL(histogram_total);
@@ -127,13 +121,13 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
     pair[0] = std::ldexp(1.0, std::isfinite(value) && value != 0 ? std::clamp(std::ilogb(value) / 2, -126, 127) : 0);
     pair[1] = p.wide() ? value / pair[0] : std::min<double>(value / pair[0], FLT_MAX);
   }
-  const Scratch rows = make_scratch(groups * views * bins);
+  const Scratch rows(new Line[groups * views * bins]);
   const auto centre = ADD_OPS_KERNEL(histogram_centre);
   const auto gradient = ADD_OPS_KERNEL(histogram_gradient);
   parallel_for(groups * views, threads, [&](int64_t item, int) {
     const int64_t first = item / views * p.lanes(), at = (first * views + item % views) * bins * item_size;
     centre(p.wide(), bins, grad + at, attention + at, views * bins,
-           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), rows.get() + item * bins * kRowBytes);
+           static_cast<int>(std::min<int64_t>(p.lanes(), p.batch - first)), rows[item * bins].bytes);
   });
   const int64_t count = std::min(plan.boxes(), ceil_divide(4 * kItems, groups));
   std::vector<BoxStart> start(std::max(threads, 1) * views);
@@ -141,8 +135,8 @@ void backward(const Problem& p, const char* grad, const char* attention, const d
     const int64_t group = item / count, c = item % count;
     gradient(plan.grid, p.type, plan.features, plan.out,
              {group * p.lanes(), p.batch, plan.boxes() * c / count, plan.boxes() * (c + 1) / count},
-             reinterpret_cast<const double (*)[2]>(&factor[group * kLanes * 2]),
-             rows.get() + group * views * bins * kRowBytes, &start[worker * views]);
+             reinterpret_cast<const double (*)[2]>(&factor[group * kLanes * 2]), rows[group * views * bins].bytes,
+             &start[worker * views]);
   });
 }
 
@@ -225,7 +219,7 @@ void view_histogram_backward(const py::array& grad, const py::array& features, c
   require_histogram(p, grad, "grad", count, bins);
   require_histogram(p, attention, "attention", count, bins);
   require_energy(p, energy);
-  if (dtype_of(out) != dtype_of(features)) throw py::type_error("out: expected the dtype of the features");
+  require_same_dtype(out, "out", features, "the features");
   require_shape(out, "out", {p.batch, p.length[0], p.length[1], p.length[2]});
   require_writeable(out, "out");
   p.out = strided(out, "out");

@@ -244,7 +244,7 @@ def compiled(draw: Draw) -> tuple[Callable[..., Any], list[Any]]:
         distance, gamma, channels, _ = attended(draw)
         outputs = [torch.empty(shape, dtype=distance.dtype) for shape in (distance.shape[:1], distance.shape)]
         function = kernels.attention_sum
-        arguments = [distance.contiguous(), gamma, 0.1 * channels, 1e30, *outputs, threads]
+        arguments = [distance.contiguous(), gamma, 80.0, 0.1 * channels, 1e30, *outputs, threads]
     elif kind == 5:
         grad, student, teacher, labels, *options = contrast_backward(draw)
         rows = [student.contiguous(), teacher.contiguous(), labels]

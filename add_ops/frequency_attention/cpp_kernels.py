@@ -79,7 +79,8 @@ def spectral_distance_backward(
 def attention_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> tuple[Tensor, Tensor]:
     distance, (scale, most) = distance.contiguous(), reference.sum_limits(distance, channels, reduction)
     loss, slope = distance.new_empty(distance.shape[0]), torch.empty_like(distance)
-    kernels.attention_sum(view(distance), gamma, scale, most, view(loss), view(slope), threads(distance.numel()))
+    limit, workers = reference.LARGEST_EXPONENT[distance.dtype], threads(distance.numel())
+    kernels.attention_sum(view(distance), gamma, limit, scale, most, view(loss), view(slope), workers)
     return loss if reduction == "none" else loss.sum(), slope
 
 

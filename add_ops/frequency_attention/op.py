@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import accumulation, count, floating, number, one_of, operand, same_device, shaped
+from .._checks import WIDE_FLOATS, accumulation, count, floating, number, one_of, operand, same_device, shaped
 from .._module import FunctionModule
 from . import reference
 
@@ -73,11 +73,12 @@ _dispatch.differentiate("spectral_distance", _backward, _setup_context)
 
 
 def _fake_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> tuple[Tensor, Tensor]:
-    return distance.new_empty(distance.shape[: reduction == "none"]), distance.new_empty(distance.shape)
+    loss = distance.new_empty(distance.shape[:1] if reduction == "none" else ())
+    return loss, distance.new_empty(distance.shape)
 
 
 def _check_sum(distance: Tensor, gamma: float, channels: int, reduction: str) -> None:
-    operand("distance", distance, "B H W", (torch.float32, torch.float64))
+    operand("distance", distance, "B H W", WIDE_FLOATS)
     number("gamma", gamma)
     count("channels", channels)
     one_of("reduction", reduction, REDUCTIONS)

@@ -86,10 +86,13 @@ def spectral_distance_backward(
     return out.copy_(torch.fft.irfft2(gradient, s=student.shape[2:], norm=ADJOINT_NORM[norm]))
 
 
+LARGEST_EXPONENT = {torch.float32: 80.0, torch.float64: 700.0}
+"""Of the attention; exp stays finite up to 88 and 709."""
+
+
 def attention(mean_distance: Tensor, gamma: float) -> Tensor:
-    """Of every frequency, ``exp(gamma · d)``, without gradient. The exponent is such that it stays finite."""
-    limit = 80.0 if mean_distance.dtype == torch.float32 else 700.0
-    return (mean_distance.detach() * gamma).clamp_(max=limit).exp_()
+    """Of every frequency, ``exp(gamma · d)``, without gradient."""
+    return (mean_distance.detach() * gamma).clamp_(max=LARGEST_EXPONENT[mean_distance.dtype]).exp_()
 
 
 def sum_limits(distance: Tensor, channels: int, reduction: str) -> tuple[float, float]:

@@ -37,7 +37,7 @@ def contrastive_loss(student: Tensor, teacher: Tensor, labels: Tensor, p: float,
     if p not in (1, 2):
         return reference.contrastive_loss(student, teacher, labels, p, *weights)
     out, workers = student.new_empty(()), threads(student.shape[0] * student.numel())
-    rows = view(student.contiguous()), view(teacher.contiguous()), view(labels.contiguous())
+    rows = (view(tensor.contiguous()) for tensor in (student, teacher, labels))
     kernels.contrastive_loss(*rows, p, *weights, view(out), workers)
     return out
 
@@ -48,7 +48,7 @@ def contrastive_loss_backward(
     if p not in (1, 2):
         return reference.contrastive_loss_backward(grad, student, teacher, labels, p, *weights)
     out, workers = student.new_empty(student.shape), threads(student.shape[0] * student.numel())
-    rows = view(student.contiguous()), view(teacher.contiguous()), view(labels.contiguous())
+    rows = (view(tensor.contiguous()) for tensor in (student, teacher, labels))
     kernels.contrastive_loss_backward(view(grad), *rows, p, *weights, view(out), workers)
     return out
 

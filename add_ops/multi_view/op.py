@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
+from .._checks import WIDE_FLOATS, accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
 from .._module import FunctionModule
 from ..sliced_wasserstein.directions import SAMPLINGS, random_directions, sample_projections
 from ..sliced_wasserstein.op import check_projections, project_and_sort_values
@@ -135,7 +135,7 @@ def multi_view_attention(features: Tensor, views: Tensor, bins: int, *, coordina
 
 
 def _check_views(views: Tensor) -> None:
-    if not isinstance(views, Tensor) or views.dtype not in (torch.float32, torch.float64):
+    if not isinstance(views, Tensor) or views.dtype not in WIDE_FLOATS:
         got = views.dtype if isinstance(views, Tensor) else type(views).__name__
         raise TypeError(f"views: expected a float32 or float64 tensor, got {got}")
     if views.ndim != 2 or views.shape[1] != 3 or views.shape[0] == 0:

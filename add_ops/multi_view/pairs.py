@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import number, operand, shaped
+from .._checks import WIDE_FLOATS, number, operand, shaped
 from ..sliced_wasserstein.directions import source
 from ..sliced_wasserstein.reference import power
 from . import reference
-
-VALUES = (torch.float32, torch.float64)
 
 
 def _fake(student: Tensor, *rest: Any) -> Tensor:
@@ -28,7 +26,7 @@ def _fake_backward(grad: Tensor, student: Tensor, *rest: Any) -> Tensor:
 
 
 def _check(student: Tensor, teacher: Tensor, labels: Tensor, p: float, gamma: float, eta: float, margin: float) -> None:
-    operand("student", student, "B K M", VALUES)
+    operand("student", student, "B K M", WIDE_FLOATS)
     shaped("teacher", teacher, student.shape, (student.dtype,))
     shaped("labels", labels, student.shape[:1], (torch.int64,))
     number("p", p, at_least=1)

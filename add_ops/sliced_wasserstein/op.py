@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from .. import _dispatch
-from .._checks import accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
+from .._checks import WIDE_FLOATS, accumulation, constant, count, floating, number, one_of, operand, same_device, shaped
 from .._module import FunctionModule
 from . import reference
 from .directions import SAMPLINGS, sample_projections
@@ -33,7 +33,7 @@ def _fake_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> Te
     return grad.new_empty((grad.shape[0], grad.shape[2], projections.shape[0]))
 
 
-VALUES, ORDERS = (torch.float32, torch.float64), (torch.int16, torch.int32)
+ORDERS = (torch.int16, torch.int32)
 
 
 def _check(points: Tensor, projections: Tensor) -> None:
@@ -43,7 +43,7 @@ def _check(points: Tensor, projections: Tensor) -> None:
 
 
 def _check_backward(grad: Tensor, permutation: Tensor, projections: Tensor) -> None:
-    operand("grad", grad, "B K N", VALUES)
+    operand("grad", grad, "B K N", WIDE_FLOATS)
     shaped("permutation", permutation, grad.shape, ORDERS)
     operand("projections", projections, "D K")
     shaped("projections", projections, (projections.shape[0], grad.shape[1]))
@@ -98,7 +98,7 @@ def _check_distance(
     y_weights: Tensor | None,
     p: float,
 ) -> None:
-    operand("x", x, "B K N", VALUES)
+    operand("x", x, "B K N", WIDE_FLOATS)
     operand("y", y, "B K M", (x.dtype,))
     shaped("y", y, (*x.shape[:2], y.shape[2]), (x.dtype,))
     sides = (("x", x, x_order, x_weights), ("y", y, y_order, y_weights))
